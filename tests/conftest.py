@@ -1,4 +1,4 @@
-"""Settings every test shares: one thread, failures that can be replayed, and data that may be absent."""
+"""What every test shares: one thread, failures that can be replayed, data that may be absent."""
 
 from __future__ import annotations
 

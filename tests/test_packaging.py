@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ from packaging.requirements import Requirement
 REPOSITORY = Path(__file__).parents[1]
 PROJECT = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
-# Ridge regression in one dimension: theta = p / (a + e^phi), F = theta, dF/dphi = -e^phi p / (a + e^phi)^2.
+# One ridge coefficient: theta = p / (a + e^phi), F = theta, dF/dphi = -e^phi p / (a + e^phi)^2.
 # numpy and scipy are hidden from the package: torch is all that it may need.
 CALL_FROM_OUTSIDE = """
 import json, sys
@@ -98,8 +99,7 @@ def test_the_constraints_pin_every_direct_requirement_within_its_range() -> None
     lines = (REPOSITORY / "constraints.txt").read_text(encoding="utf-8").splitlines()
     pins = dict(line.split("==") for line in lines if line and not line.startswith("#"))
     pins = {name.lower().replace("_", "-"): version for name, version in pins.items()}
-    extras = PROJECT["optional-dependencies"].values()
-    wanted = [Requirement(line) for line in [*PROJECT["dependencies"], *sum(extras, [])]]
-    for requirement in wanted:
+    wanted = [PROJECT["dependencies"], *PROJECT["optional-dependencies"].values()]
+    for requirement in map(Requirement, itertools.chain.from_iterable(wanted)):
         if requirement.name != PROJECT["name"]:
             assert requirement.specifier.contains(pins[requirement.name]), requirement
