@@ -1,0 +1,1 @@
+"""Structured prediction with learned energies, built on `bilevel`."""
