@@ -1,0 +1,107 @@
+"""Cheap looks at a symmetric operator: its extreme eigenvalues, and a low-rank picture of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bilevel.errors import InputError
+from bilevel.operators import LinearOperator
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Bounds on the spectrum, one entry per matrix (``[1]``, or ``[B]`` for a batched operator).
+
+    Attributes:
+        lowest: smallest Ritz value; never below the smallest eigenvalue.
+        highest: largest Ritz value plus its residual norm; practically an upper bound.
+    """
+
+    lowest: Tensor
+    highest: Tensor
+
+
+def lanczos(operator: LinearOperator, steps: int, seed: int = 0) -> Spectrum:
+    """Bound the spectrum by a few Lanczos steps with full reorthogonalisation.
+
+    The start vector comes from a generator of its own; the global random state is not touched.
+
+    Args:
+        operator: symmetric.
+        steps: products to spend, at most n are used.
+        seed: of the start vector.
+
+    Reference:
+        Zhou and Li, Bounding the spectrum of large Hermitian matrices, 2011: the largest Ritz
+        value plus the norm of the last residual bounds the largest eigenvalue from above.
+    """
+    n, count = operator.size, operator.batch or 1
+    steps = min(steps, n)
+    start = _random_rows(operator, 1, seed).expand(count, -1)
+    v = start / torch.linalg.vector_norm(start, dim=1, keepdim=True)
+    basis = v.new_zeros(count, steps, n)
+    tridiagonal = v.new_zeros(count, steps, steps)
+    beta = v.new_zeros(count)
+    for j in range(steps):
+        basis[:, j] = v
+        w = operator.rows(v)
+        tridiagonal[:, j, j] = torch.linalg.vecdot(v, w)
+        for _ in range(2):  # twice is enough to stay orthogonal to rounding
+            seen = basis[:, : j + 1]
+            w = w - torch.einsum("kjn,kj->kn", seen, torch.einsum("kjn,kn->kj", seen, w))
+        beta = torch.linalg.vector_norm(w, dim=1)
+        if j + 1 < steps:
+            # An invariant subspace ends the recurrence: zero vectors from there on add nothing.
+            scale = tridiagonal[:, j, j].abs() + beta
+            alive = beta > 16 * torch.finfo(w.dtype).eps * scale
+            v = torch.where(alive.unsqueeze(-1), w / torch.where(alive, beta, 1.0).unsqueeze(-1), 0)
+            coupling = torch.where(alive, beta, 0.0)
+            tridiagonal[:, j, j + 1] = coupling
+            tridiagonal[:, j + 1, j] = coupling
+    # Rows of an ended recurrence hold zero vectors; their zero Ritz values are masked out.
+    alive = torch.linalg.vector_norm(basis, dim=2) > 0.5
+    values, vectors = torch.linalg.eigh(tridiagonal.double().cpu())
+    weight = torch.einsum("kji,kj->ki", vectors.square(), alive.double().cpu())
+    real = weight > 0.5
+    lowest = torch.where(real, values, torch.inf).amin(1)
+    highest = torch.where(real, values, -torch.inf).amax(1) + beta.double().cpu()
+    kind = {"dtype": operator.dtype, "device": operator.device}
+    return Spectrum(lowest.to(**kind), highest.to(**kind))
+
+
+def low_rank(operator: LinearOperator, rank: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """A randomized Nystrom picture ``A ~ U diag(eigenvalues) U'`` of a semidefinite operator.
+
+    Args:
+        operator: symmetric, one matrix (no batch).
+        rank: products to spend; n or more give A itself.
+        seed: of the Gaussian test matrix.
+
+    Returns:
+        U ``[n, r]`` with orthonormal columns, the eigenvalues ``[r]`` in falling order, all
+        positive, with ``r <= rank``, and the smallest curvature met as a 0-d tensor.
+
+    Reference:
+        Frangella, Tropp and Udell, Randomized Nystrom preconditioning, 2021, algorithm 2.1 (here
+        with an eigendecomposition of the core, which tolerates a semidefinite one).
+    """
+    if operator.batch is not None:
+        raise InputError("a low-rank picture takes one matrix at a time, not a batched operator.")
+    rank = min(rank, operator.size)
+    test = torch.linalg.qr(_random_rows(operator, rank, seed).T).Q
+    image = operator.rows(test.T.contiguous()).T
+    core = test.T @ image
+    values, vectors = torch.linalg.eigh(0.5 * (core + core.T))
+    keep = values > 4 * rank * torch.finfo(operator.dtype).eps * values.abs().max()
+    half = (image @ vectors[:, keep]) / values[keep].sqrt()
+    left, singular, _ = torch.linalg.svd(half, full_matrices=False)
+    return left, singular.square(), values.min()
+
+
+def _random_rows(operator: LinearOperator, count: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    rows = torch.randn(count, operator.size, generator=generator, dtype=torch.float64)
+    return rows.to(operator.dtype).to(operator.device)

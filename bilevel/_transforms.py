@@ -1,0 +1,45 @@
+"""Whether function transforms (``torch.func``) are at work, and what to say when they may not be."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from bilevel.errors import TransformError
+
+
+def active() -> bool:
+    """True inside ``torch.func.vmap``, ``grad``, ``vjp``, ``jvp`` and their kin."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def refuse(name: str, *trees: Any) -> None:
+    """Refuse tensors that a transform has wrapped, for functions that no transform can enter."""
+    if not active():
+        return
+    for leaf in pytree.tree_leaves(trees):
+        if isinstance(leaf, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(leaf):
+            raise TransformError(
+                f"{name} reads convergence off the numbers, which torch.func transforms hide. Use "
+                "bilevel.argmin, bilevel.root or bilevel.fixed_point inside a transform, or solve "
+                "several right-hand sides as columns [n, k]."
+            )
+
+
+def refuse_forward_over_forward() -> None:
+    """Refuse a forward derivative of a forward derivative.
+
+    ``torch.autograd.Function`` drops the outer tangent there without a word (seen in torch 2.13:
+    the second derivative of a cube comes out as 0), so a wrong number would be returned.
+    """
+    stack = torch._C._functorch.get_interpreter_stack() or []
+    forward = [level for level in stack if level.key() == torch._C._functorch.TransformType.Jvp]
+    if len(forward) > 1:
+        raise TransformError(
+            "a forward derivative of a forward derivative of an implicit function is not carried by "
+            "torch.autograd.Function. Make one of the two reverse: torch.func.hessian, or "
+            "jacfwd(jacrev(f)), or jacrev(jacrev(f))."
+        )

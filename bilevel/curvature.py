@@ -1,0 +1,267 @@
+"""Curvature as linear operators: the Hessian of an objective, Gauss-Newton, a Jacobian."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bilevel._guard import Guard
+from bilevel._tree import Layout, Tree, flatten
+from bilevel.errors import InputError
+from bilevel.operators import LinearOperator
+from bilevel.products import HVP, KeptGraph, Objective, Products, check_scalar, products
+
+
+class HessianOperator(LinearOperator):
+    """The Hessian behind ready-made :class:`bilevel.products.Products`."""
+
+    def __init__(self, source: Products, layout: Layout) -> None:
+        super().__init__(layout.size, layout.dtype, layout.device, symmetric=True, layout=layout)
+        self._source = source
+
+    def rows(self, rows: Tensor) -> Tensor:
+        return self._source.rows(rows)
+
+    rows_transposed = rows
+
+
+class JacobianOperator(LinearOperator):
+    """The Jacobian of a vector field at a point, or of a batch of fields at a batch of points.
+
+    The field's graph is built once. A transposed product is one backward through it; a product
+    differentiates that backward, which is linear in its cotangent, a second time.
+
+    Args:
+        field: ``x -> G(x)``, both ``[n]``, or both ``[B, n]`` with row i of G a function of row i
+            of x alone.
+        x: the point.
+        symmetric: whether the Jacobian equals its transpose (the field is a gradient).
+        layout: how a tree lies in the flat vector.
+    """
+
+    def __init__(
+        self,
+        field: Callable[[Tensor], Tensor],
+        x: Tensor,
+        *,
+        symmetric: bool,
+        layout: Layout | None = None,
+    ) -> None:
+        batch = x.shape[0] if x.ndim == 2 else None
+        super().__init__(
+            x.shape[-1], x.dtype, x.device, symmetric=symmetric, layout=layout, batch=batch
+        )
+        with torch.enable_grad():
+            self._x = x.detach().requires_grad_()
+            self._graph = field(self._x)
+        self._adjoint: tuple[Tensor, Tensor] | None = None
+
+    def rows(self, rows: Tensor) -> Tensor:
+        if self.symmetric:
+            return self.rows_transposed(rows)
+        if self._adjoint is None:
+            with torch.enable_grad():
+                cotangent = torch.zeros_like(self._graph).requires_grad_()
+                pulled = _pull(self._graph, self._x, cotangent, create_graph=True)
+            self._adjoint = (pulled, cotangent)
+        pulled, cotangent = self._adjoint
+        return self._through(pulled, cotangent, rows)
+
+    def rows_transposed(self, rows: Tensor) -> Tensor:
+        return self._through(self._graph, self._x, rows)
+
+    def _through(self, output: Tensor, source: Tensor, rows: Tensor) -> Tensor:
+        if self.batch is not None:
+            return _pull(output, source, rows)
+        if rows.shape[0] == 1:
+            return _pull(output, source, rows[0]).unsqueeze(0)
+        return _pull(output, source, rows, is_grads_batched=True)
+
+
+def _pull(output: Tensor, source: Tensor, cotangent: Tensor, **options: bool) -> Tensor:
+    if not output.requires_grad:
+        return torch.zeros_like(cotangent)
+    return torch.autograd.grad(
+        output, source, cotangent, retain_graph=True, materialize_grads=True, **options
+    )[0]
+
+
+def hessian(
+    objective: Callable[..., Tensor], theta: Tree, *, args: Sequence[Any] = (), hvp: HVP = "auto"
+) -> LinearOperator:
+    """The Hessian of ``objective(theta, *args)`` at theta, as an operator on trees like theta.
+
+    Args:
+        objective: returns a 0-d tensor.
+        theta: where; a pytree of floating tensors.
+        args: passed through.
+        hvp: how products are made; see :func:`bilevel.implicit_grad`.
+
+    Returns:
+        A symmetric operator. It keeps the graph of one gradient alive.
+
+    Raises:
+        InputError: theta or the objective does not fit.
+
+    Example:
+        >>> import torch
+        >>> H = hessian(lambda t: (t**3).sum(), torch.tensor([1.0, 2.0]))
+        >>> H.to_dense()
+        tensor([[ 6.,  0.],
+                [ 0., 12.]])
+    """
+    leaves, layout = flatten(theta, "theta")
+    guard = Guard([objective], args, layout.device)
+    wrapped = Objective(
+        lambda _, point, *rest: objective(point, *rest),
+        "objective",
+        layout.empty(),
+        layout,
+        args,
+        guard,
+    )
+    point = [leaf.detach().requires_grad_() for leaf in leaves]
+    return HessianOperator(products(hvp, wrapped, [], point), layout)
+
+
+def jacobian(
+    function: Callable[..., Tree], x: Tree, *, args: Sequence[Any] = (), symmetric: bool = False
+) -> LinearOperator:
+    """The Jacobian of ``function(x, *args)`` at x, as an operator on trees like x.
+
+    Args:
+        function: returns a tree like x.
+        x: where; a pytree of floating tensors.
+        args: passed through.
+        symmetric: whether the Jacobian equals its transpose; products then cost less.
+
+    Returns:
+        An operator with products both ways. It keeps the function's graph alive.
+
+    Raises:
+        InputError: x is no such tree, or the function returns another kind of tree.
+
+    Example:
+        >>> import torch
+        >>> J = jacobian(lambda x: torch.stack([x[0] * x[1], x[1]]), torch.tensor([2.0, 3.0]))
+        >>> J.to_dense()
+        tensor([[3., 2.],
+                [0., 1.]])
+    """
+    leaves, layout = flatten(x, "x")
+    guard = Guard([function], args, layout.device)
+
+    def field(vector: Tensor) -> Tensor:
+        with guard.replay():
+            value = function(layout.unflatten(vector), *args)
+        return layout.join(layout.matching_leaves(value, "what function returned", "x"))
+
+    point = layout.join([leaf.detach() for leaf in leaves])
+    return JacobianOperator(field, point, symmetric=symmetric, layout=layout)
+
+
+@dataclass(frozen=True)
+class GaussNewton:
+    """The generalized Gauss-Newton curvature ``J' (d2_z loss) J`` of ``loss(model(theta))``.
+
+    Positive semidefinite whenever the loss is convex in the model's outputs, also where the
+    Hessian is indefinite; equal to the Hessian where the model is linear or fits exactly. Only the
+    curvature that is inverted changes; the mixed derivative stays that of the inner objective.
+
+    Args:
+        model: ``(phi, theta, *inner_args) -> outputs``, a tensor.
+        loss: ``(phi, outputs, *inner_args) -> 0-d tensor``, best convex in the outputs.
+        regularizer: ``(phi, theta, *inner_args) -> 0-d tensor`` whose Hessian is added as it is
+            (a penalty on theta); default none.
+
+    Reference:
+        Schraudolph, Fast curvature matrix-vector products for second-order gradient descent, 2002.
+
+    Example:
+        >>> import bilevel, torch
+        >>> X, y = torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 2.0])
+        >>> gn = GaussNewton(lambda p, t: X @ t, lambda p, z: ((z - y) ** 2).sum() / 2)
+        >>> problem = bilevel.ImplicitProblem(lambda p, t: (t * p).sum(),
+        ...     lambda p, t: ((X @ t - y) ** 2).sum() / 2 - (p * t).sum(), curvature=gn)
+        >>> problem.operator(torch.zeros(1), torch.ones(1)).to_dense()
+        tensor([[5.]])
+    """
+
+    model: Callable[..., Tensor]
+    loss: Callable[..., Tensor]
+    regularizer: Callable[..., Tensor] | None = None
+
+    def operator(
+        self,
+        phi: Tree,
+        theta: Sequence[Tensor],
+        layout: Layout,
+        args: Sequence[Any],
+        guard: Guard,
+    ) -> LinearOperator:
+        """The operator at a point; ``theta`` are leaves that require grad."""
+        return _GaussNewtonOperator(self, phi, theta, layout, args, guard)
+
+
+class _GaussNewtonOperator(LinearOperator):
+    def __init__(
+        self,
+        split: GaussNewton,
+        phi: Tree,
+        theta: Sequence[Tensor],
+        layout: Layout,
+        args: Sequence[Any],
+        guard: Guard,
+    ) -> None:
+        super().__init__(layout.size, layout.dtype, layout.device, symmetric=True, layout=layout)
+        self._theta = theta
+        with torch.enable_grad():
+            with guard.replay():
+                outputs = split.model(phi, layout.tree(theta), *args)
+            if not isinstance(outputs, Tensor) or not outputs.requires_grad:
+                raise InputError(
+                    "GaussNewton: model must return a tensor that depends on its theta argument, "
+                    f"found {type(outputs).__name__}."
+                )
+            self._outputs = outputs
+            # J v by differentiating the pullback, which is linear in its cotangent.
+            self._cotangent = torch.zeros_like(outputs).requires_grad_()
+            pulled = torch.autograd.grad(
+                outputs, theta, self._cotangent, create_graph=True, materialize_grads=True
+            )
+            self._pulled = layout.join(pulled)
+            self._point = outputs.detach().requires_grad_()
+            with guard.replay():
+                value = split.loss(phi, self._point, *args)
+            check_scalar(value, "GaussNewton: loss")
+            (self._slope,) = torch.autograd.grad(value, self._point, create_graph=True)
+        self._extra = None
+        if split.regularizer is not None:
+            objective = Objective(
+                lambda _, point, *rest: split.regularizer(phi, point, *rest),  # type: ignore[misc]
+                "GaussNewton: regularizer",
+                layout.empty(),
+                layout,
+                args,
+                guard,
+            )
+            self._extra = KeptGraph(objective, [], theta)
+
+    def rows(self, rows: Tensor) -> Tensor:
+        product = torch.stack([self._product(row) for row in rows])
+        return product if self._extra is None else product + self._extra.rows(rows)
+
+    rows_transposed = rows
+
+    def _product(self, row: Tensor) -> Tensor:
+        (pushed,) = torch.autograd.grad(self._pulled, self._cotangent, row, retain_graph=True)
+        curved = _pull(self._slope, self._point, pushed)
+        pulled = torch.autograd.grad(
+            self._outputs, self._theta, curved, retain_graph=True, materialize_grads=True
+        )
+        assert self.layout is not None
+        return self.layout.join(pulled)

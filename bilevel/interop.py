@@ -1,0 +1,111 @@
+"""The bridge to SciPy: operators from here solved there, and the other way round."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from bilevel.errors import InputError
+from bilevel.operators import LinearOperator
+
+if TYPE_CHECKING:
+    import numpy as np
+    import scipy.sparse.linalg
+
+
+def to_scipy(operator: LinearOperator) -> scipy.sparse.linalg.LinearOperator:
+    """See :meth:`bilevel.LinearOperator.to_scipy`."""
+    import numpy as np
+    import scipy.sparse.linalg
+
+    if operator.batch is not None:
+        raise InputError("a batched operator holds several matrices; SciPy takes one at a time.")
+    if operator.dtype not in (torch.float32, torch.float64):
+        raise InputError(f"SciPy has no {operator.dtype}; use float32 or float64.")
+
+    def tensor(array: np.ndarray) -> Tensor:
+        columns = torch.as_tensor(np.ascontiguousarray(array.reshape(operator.size, -1)))
+        return columns.to(operator.device, operator.dtype)
+
+    def product(array: np.ndarray) -> np.ndarray:
+        return (operator @ tensor(array)).cpu().numpy().reshape(array.shape)
+
+    def transposed(array: np.ndarray) -> np.ndarray:
+        return (operator.T @ tensor(array)).cpu().numpy().reshape(array.shape)
+
+    dtype = np.float64 if operator.dtype == torch.float64 else np.float32
+    return scipy.sparse.linalg.LinearOperator(
+        operator.shape,
+        matvec=product,
+        rmatvec=transposed,
+        matmat=product,
+        rmatmat=transposed,
+        dtype=dtype,
+    )
+
+
+class ScipyOperator(LinearOperator):
+    """A ``scipy.sparse.linalg.LinearOperator`` (or sparse or dense matrix) solved by this package.
+
+    Made by :func:`from_scipy`.
+    """
+
+    def __init__(
+        self,
+        operator: scipy.sparse.linalg.LinearOperator,
+        *,
+        symmetric: bool,
+        dtype: torch.dtype,
+        device: torch.device | str,
+    ) -> None:
+        super().__init__(operator.shape[0], dtype, device, symmetric=symmetric)
+        self._operator = operator
+
+    def rows(self, rows: Tensor) -> Tensor:
+        return self._tensor(self._operator.matmat(rows.T.cpu().numpy()))
+
+    def rows_transposed(self, rows: Tensor) -> Tensor:
+        return self._tensor(self._operator.rmatmat(rows.T.cpu().numpy()))
+
+    def _tensor(self, columns: np.ndarray) -> Tensor:
+        return torch.as_tensor(columns).T.to(self.device, self.dtype).contiguous()
+
+
+def from_scipy(
+    operator: object,
+    *,
+    symmetric: bool = False,
+    dtype: torch.dtype = torch.float64,
+    device: torch.device | str = "cpu",
+) -> LinearOperator:
+    """Wrap anything ``scipy.sparse.linalg.aslinearoperator`` takes.
+
+    Args:
+        operator: a SciPy linear operator, a sparse matrix or array, or a NumPy matrix; n x n.
+        symmetric: whether it equals its transpose; CG, MINRES, Chebyshev and Nystrom need it.
+        dtype: of the vectors it will act on (default float64).
+        device: of those vectors (default CPU; the products themselves run on the CPU).
+
+    Returns:
+        An operator for :func:`bilevel.solve`.
+
+    Raises:
+        InputError: it is not square or not real.
+
+    Example:
+        >>> import scipy.sparse
+        >>> A = from_scipy(scipy.sparse.diags_array([1.0, 2.0, 4.0]), symmetric=True)
+        >>> A @ torch.ones(3, dtype=torch.float64)
+        tensor([1., 2., 4.], dtype=torch.float64)
+    """
+    import numpy as np
+    import scipy.sparse.linalg
+
+    wrapped = scipy.sparse.linalg.aslinearoperator(operator)
+    if wrapped.shape[0] != wrapped.shape[1]:
+        raise InputError(f"operator has shape {wrapped.shape}; wanted a square one.")
+    if np.issubdtype(wrapped.dtype, np.complexfloating):
+        raise InputError("operator is complex; only real operators are supported.")
+    return ScipyOperator(wrapped, symmetric=symmetric, dtype=dtype, device=device)

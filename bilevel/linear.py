@@ -1,0 +1,340 @@
+"""``bilevel.solve``: one face for every solver, and the honest figures of what it did."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from bilevel import _transforms
+from bilevel.errors import ConvergenceWarning, InputError, NonFiniteError, SolveError, outside
+from bilevel.operators import LinearOperator, as_rows
+from bilevel.solution import ColumnStats, Result, Solution, State, Stats
+from bilevel.solvers.auto import Auto
+from bilevel.solvers.base import FLAGS, OK, Solver, column, dot, ratio
+
+OnFailure = Literal["warn", "raise", "ignore"]
+
+# Recurrences drift from the true residual in rounding; a solve that met its tolerance only on
+# paper goes on from the true residual at most this often.
+_ROUNDS = 4
+
+
+def solve(
+    operator: LinearOperator,
+    b: Any,
+    solver: Solver | None = None,
+    *,
+    initial: Any = None,
+    state: State | None = None,
+    on_failure: OnFailure = "warn",
+) -> Solution:
+    """Solve ``A x = b``.
+
+    The right-hand side is scaled to one before solving and the answer scaled back, so that tiny
+    and huge ones converge alike, and the residual reported is recomputed from the final value.
+
+    Args:
+        operator: A, n x n.
+        b: a vector ``[n]``, columns ``[n, k]`` solved together, each with its own convergence, or
+            a tree of the operator's layout.
+        solver: default :class:`bilevel.Auto`.
+        initial: a first guess shaped like b. One that is worse than zero is not used.
+        state: ``Solution.state`` of an earlier solve by the same solver, to reuse its
+            factorization, preconditioner or step; default: prepare anew.
+        on_failure: what a failed solve does: ``"warn"`` (default) warns and returns the value,
+            ``"raise"`` raises, ``"ignore"`` returns in silence.
+
+    Returns:
+        The value, the result, the figures and the state.
+
+    Raises:
+        InputError: shapes, dtypes or devices disagree; the solver does not fit the operator.
+        NonFiniteError: b or ``initial`` holds a NaN or an infinity, or one appears on the way.
+        SolveError: the solve failed and ``on_failure="raise"``.
+
+    Example:
+        >>> A = Matrix(torch.tensor([[2.0, 1.0], [1.0, 3.0]]))
+        >>> solution = solve(A, torch.tensor([3.0, 4.0]))
+        >>> solution.value, solution.result.name
+        (tensor([1., 1.]), 'SUCCESS')
+    """
+    if not isinstance(operator, LinearOperator):
+        raise InputError(
+            f"operator is a {type(operator).__name__}; wanted a LinearOperator "
+            "(bilevel.Matrix wraps a tensor, bilevel.from_scipy a SciPy operator)."
+        )
+    _transforms.refuse("bilevel.solve", b, initial)
+    rows, back = as_rows(operator, b, "b")
+    if rows.requires_grad:
+        raise InputError(
+            "b requires grad, but bilevel.solve is not differentiated. Use bilevel.root for a "
+            "differentiable solve, or pass b.detach()."
+        )
+    guess = None if initial is None else as_rows(operator, initial, "initial")[0].detach()
+    if guess is not None and guess.shape != rows.shape:
+        raise InputError(f"initial has {guess.shape[0]} column(s), b has {rows.shape[0]}.")
+    solution = solve_rows(operator, rows, solver, guess, state, on_failure)
+    return Solution(back(solution.value), solution.result, solution.stats, solution.state)
+
+
+def solve_rows(
+    operator: LinearOperator,
+    rows: Tensor,
+    solver: Solver | None,
+    initial: Tensor | None = None,
+    state: State | None = None,
+    on_failure: OnFailure = "warn",
+) -> Solution:
+    """:func:`solve` on rows ``[k, n]``, for the rest of the package."""
+    solver = check_options(solver, on_failure)
+    if solver.needs_symmetric and not operator.symmetric:
+        raise InputError(
+            f"{type(solver).__name__} needs a symmetric operator, and {operator!r} is not known to "
+            "be one. Use GMRES or BiCGStab (any operator), or say symmetric=True if it is."
+        )
+    if operator.batch is not None and rows.shape[0] != operator.batch:
+        raise InputError(f"{rows.shape[0]} right-hand sides for a batch of {operator.batch}.")
+    with torch.no_grad():
+        solution = _solve(_Counted(operator), rows, solver, initial, state)
+    if not solution.result.ok:
+        _report(solution, solver, on_failure)
+    return solution
+
+
+def check_options(solver: Solver | None, on_failure: str) -> Solver:
+    """The solver to use, with what was asked for checked."""
+    if solver is None:
+        solver = Auto()
+    if not isinstance(solver, Solver):
+        raise InputError(
+            f"solver must be a bilevel solver such as bilevel.CG(), found {solver!r}"
+            + (" (a class: call it)." if isinstance(solver, type) else ".")
+        )
+    if on_failure not in ("warn", "raise", "ignore"):
+        raise InputError(f'on_failure must be "warn", "raise" or "ignore", found {on_failure!r}.')
+    return solver
+
+
+class _Counted(LinearOperator):
+    """The operator, with its products counted."""
+
+    def __init__(self, base: LinearOperator) -> None:
+        super().__init__(
+            base.size,
+            base.dtype,
+            base.device,
+            symmetric=base.symmetric,
+            layout=base.layout,
+            batch=base.batch,
+        )
+        self._base = base
+        self.products = 0
+
+    def rows(self, rows: Tensor) -> Tensor:
+        self.products += 1
+        return self._base.rows(rows)
+
+    def rows_transposed(self, rows: Tensor) -> Tensor:
+        self.products += 1
+        return self._base.rows_transposed(rows)
+
+    def to_dense(self) -> Tensor:
+        self.products += self.size
+        return self._base.to_dense()
+
+    def diagonal(self) -> Tensor:
+        self.products += self.size
+        return self._base.diagonal()
+
+
+@dataclass(frozen=True)
+class _Progress:
+    """Where the rows of a scaled system stand."""
+
+    value: Tensor
+    remaining: Tensor
+    norm: Tensor
+    flag: Tensor
+    iterations: Tensor
+
+
+def _solve(
+    operator: _Counted,
+    rows: Tensor,
+    solver: Solver,
+    initial: Tensor | None,
+    state: State | None,
+) -> Solution:
+    if rows.shape[1] == 0:
+        return _nothing_to_solve(rows, state)
+    # The largest entry, not the norm: squaring 1e-30 in float32 would make it vanish.
+    scale = rows.abs().amax(1)
+    _require_finite(scale, "b")
+    if not bool(scale.any()):
+        return _nothing_to_solve(rows, state)
+    scale = torch.where(scale > 0, scale, 1.0)
+    rhs = rows / column(scale)
+    size = torch.linalg.vector_norm(rhs, dim=1)
+    rtol, atol = solver.tolerances(rows.dtype)
+    asked = rtol is not None or atol > 0
+    # Also a fixed budget stops at rounding, past which further steps only add noise.
+    target = torch.maximum((rtol or 0.0) * size, atol / scale)
+    target = torch.maximum(target, torch.finfo(rows.dtype).eps * size)
+
+    value, remaining = torch.zeros_like(rhs), rhs
+    if initial is not None:
+        value, remaining = _warm_start(operator, rhs, initial / column(scale))
+    if state is None:
+        state = solver.init(operator)
+    outcome = solver.compute(operator, remaining, target, state)
+    value = value + outcome.value
+    remaining = rhs - operator.rows(value) if outcome.residual is None else outcome.residual
+    norm = torch.linalg.vector_norm(remaining, dim=1)
+    progress = _Progress(value, remaining, norm, outcome.flag, outcome.iterations)
+    budget = solver.steps(operator.size)
+    if asked:
+        progress = _refine(operator, rhs, solver, target, state, progress, budget)
+
+    # x'Ax / x'x of the answer itself is one more direction seen, at no further product.
+    answer = progress.value
+    along = ratio(dot(answer, rhs - progress.remaining), dot(answer, answer))
+    curvature = torch.where(
+        (answer != 0).any(1), torch.minimum(outcome.curvature, along), outcome.curvature
+    )
+    figures = torch.stack(
+        [
+            progress.iterations.double(),
+            progress.flag.double(),
+            progress.norm.double(),
+            size.double(),
+            target.double(),
+            curvature.double(),
+            scale.double(),
+            answer.abs().amax(1).double(),
+        ],
+        dim=1,
+    )
+    columns = tuple(_column(row, asked, budget) for row in figures.tolist())
+    stats = _stats(columns, operator.products, outcome.ritz)
+    return Solution(answer * column(scale), _worst(columns), stats, state)
+
+
+def _warm_start(
+    operator: LinearOperator, rhs: Tensor, initial: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The first guess and its residual; rows where the guess is worse than zero start at zero."""
+    _require_finite(initial, "initial")
+    remaining = rhs - operator.rows(initial)
+    better = torch.linalg.vector_norm(remaining, dim=1) < torch.linalg.vector_norm(rhs, dim=1)
+    better = column(better)
+    return torch.where(better, initial, 0.0), torch.where(better, remaining, rhs)
+
+
+def _refine(
+    operator: LinearOperator,
+    rhs: Tensor,
+    solver: Solver,
+    target: Tensor,
+    state: State,
+    progress: _Progress,
+    budget: float,
+) -> _Progress:
+    """Go on from the true residual where the solver stopped early but did not arrive."""
+    for _ in range(_ROUNDS):
+        at = progress
+        short = (at.norm > target) & (at.flag == OK) & (at.iterations < budget)
+        if not bool(short.any()):
+            break
+        rest = torch.where(column(short), at.remaining, 0.0)
+        outcome = solver.compute(operator, rest, target, state)
+        value = at.value + outcome.value
+        remaining = rhs - operator.rows(value)
+        norm = torch.linalg.vector_norm(remaining, dim=1)
+        better = norm < at.norm
+        progress = _Progress(
+            torch.where(column(better), value, at.value),
+            torch.where(column(better), remaining, at.remaining),
+            torch.where(better, norm, at.norm),
+            torch.where(short, outcome.flag, at.flag),
+            at.iterations + torch.where(short, outcome.iterations, 0),
+        )
+        if not bool((norm < 0.5 * at.norm)[short].any()):
+            break
+    return progress
+
+
+def _column(figures: list[float], asked: bool, budget: float) -> ColumnStats:
+    iterations, flag, norm, size, target, curvature, scale, largest = figures
+    if not (math.isfinite(norm) and math.isfinite(largest)):
+        result = Result.NON_FINITE
+    elif asked and norm <= 1.01 * target:
+        result = Result.SUCCESS
+    elif flag != OK:
+        result = FLAGS[int(flag)]
+    elif norm > 1.01 * size:
+        result = Result.DIVERGED
+    elif not asked:
+        result = Result.TRUNCATED
+    else:
+        result = Result.BUDGET if iterations >= budget else Result.STAGNATED
+    return ColumnStats(
+        result=result,
+        iterations=int(iterations),
+        residual=norm * scale,
+        relative_residual=norm / size if size else 0.0,
+        smallest_curvature=curvature if math.isfinite(curvature) else None,
+    )
+
+
+def _worst(columns: tuple[ColumnStats, ...]) -> Result:
+    order = list(Result)
+    return max((c.result for c in columns), key=order.index, default=Result.SUCCESS)
+
+
+def _stats(
+    columns: tuple[ColumnStats, ...], products: int, ritz: tuple[float, float] | None
+) -> Stats:
+    seen = [c.smallest_curvature for c in columns if c.smallest_curvature is not None]
+    return Stats(
+        iterations=max((c.iterations for c in columns), default=0),
+        products=products,
+        residual=max((c.residual for c in columns), default=0.0),
+        relative_residual=max((c.relative_residual for c in columns), default=0.0),
+        smallest_curvature=min(seen) if seen else None,
+        ritz=ritz,
+        columns=columns,
+    )
+
+
+def _nothing_to_solve(rows: Tensor, state: State | None) -> Solution:
+    zero = ColumnStats(Result.SUCCESS, 0, 0.0, 0.0, None)
+    columns = (zero,) * rows.shape[0]
+    return Solution(torch.zeros_like(rows), Result.SUCCESS, _stats(columns, 0, None), state or {})
+
+
+def _require_finite(tensor: Tensor, argument: str) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        raise NonFiniteError(f"{argument} holds a NaN or an infinity; nothing was solved.")
+
+
+def _report(solution: Solution, solver: Solver, on_failure: OnFailure) -> None:
+    stats = solution.stats
+    text = (
+        f"{type(solver).__name__}: {solution.result.name} after {stats.iterations} step(s) and "
+        f"{stats.products} product(s), relative residual {stats.relative_residual:.2e}. "
+        f"{solution.result.message}"
+    )
+    if len(stats.columns) > 1:
+        failed = [i for i, c in enumerate(stats.columns) if not c.result.ok]
+        text += f" Right-hand sides concerned: {failed[:10]}{'...' if len(failed) > 10 else ''}."
+    if solution.result is Result.NON_FINITE:
+        raise NonFiniteError(text)
+    if on_failure == "raise":
+        raise SolveError(text)
+    if on_failure == "warn":
+        warnings.warn(text, ConvergenceWarning, stacklevel=outside())

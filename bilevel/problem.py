@@ -1,0 +1,544 @@
+"""``implicit_grad`` and ``ImplicitProblem``: hypergradients of a bilevel problem, with their report."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, overload
+
+import torch
+from torch import Tensor
+
+from bilevel import _transforms
+from bilevel._guard import Guard
+from bilevel._tree import Layout, Tree, check_finite, check_same_kind, flatten, leaf_name
+from bilevel.curvature import GaussNewton, HessianOperator
+from bilevel.errors import CurvatureWarning, InputError, NonFiniteError, TransformError, outside
+from bilevel.implicit import argmin
+from bilevel.linear import OnFailure, check_options, solve_rows
+from bilevel.operators import LinearOperator, check_damping, damped
+from bilevel.products import HVP, Objective, Products, check_hvp, products
+from bilevel.refine import refine
+from bilevel.solution import Solution, State
+from bilevel.solvers import Solver
+
+
+@dataclass(frozen=True)
+class HypergradientInfo:
+    """What stands behind a hypergradient.
+
+    Attributes:
+        outer_value: the outer objective, a float.
+        direct: the part of the gradient at fixed theta, a tree like phi.
+        implicit: the part through ``theta*(phi)``, a tree like phi; the gradient is their sum.
+        adjoint: v in ``(H + damping I) v = d_theta outer``, a tree like theta.
+        stationarity: norm of ``d_theta inner`` at theta. The formula holds at 0; how far from it
+            matters is measured against the curvature: theta is about ``stationarity / lambda`` away
+            from the optimum along a direction of curvature lambda.
+        solution: the solve for the adjoint, with its result and figures.
+        error_estimate: estimated norm of the hypergradient's error from the unfinished solve,
+            ``||implicit|| / ||v|| * ||residual|| / smallest curvature``; None where the smallest
+            curvature seen is not positive or nothing was seen. An estimate, not a bound: the
+            smallest curvature seen is at least the smallest eigenvalue.
+        hvp: the way products were made, after any fallback.
+    """
+
+    outer_value: float
+    direct: Tree
+    implicit: Tree
+    adjoint: Tree
+    stationarity: float
+    solution: Solution
+    error_estimate: float | None
+    hvp: str
+
+    @property
+    def state(self) -> State:
+        """What the solver prepared; pass it as ``state=`` to use it again."""
+        return self.solution.state
+
+
+@dataclass(frozen=True)
+class ImplicitProblem:
+    """A bilevel problem and how its hypergradients are taken.
+
+    Minimise ``outer(phi, theta*(phi))`` where ``theta*(phi) = argmin_theta inner(phi, theta)``.
+
+    Args:
+        outer: ``(phi, theta, *outer_args) -> 0-d tensor``.
+        inner: ``(phi, theta, *inner_args) -> 0-d tensor``, twice differentiable in theta.
+        solver: of the adjoint system; default :class:`bilevel.Auto`.
+        damping: solves with ``H + damping I`` (default 0). Biased towards the direct part, stable
+            where H is singular or slightly indefinite.
+        curvature: what stands for the Hessian; None (default) for the Hessian itself, or a
+            :class:`bilevel.GaussNewton`.
+        hvp: how Hessian-vector products are made. ``"auto"`` (default) keeps the gradient's graph
+            and falls back to finite differences, with a warning, where the framework refuses to
+            differentiate twice; ``"reverse"``, ``"forward_over_reverse"`` and
+            ``"finite_difference"`` force one way.
+        on_failure: what a failed solve does: ``"warn"`` (default), ``"raise"`` or ``"ignore"``.
+
+    Raises:
+        InputError: an option does not fit.
+
+    Example:
+        >>> import torch
+        >>> problem = ImplicitProblem(
+        ...     outer=lambda phi, theta: (theta - 1) ** 2,
+        ...     inner=lambda phi, theta: (theta - 2 * phi) ** 2,
+        ... )
+        >>> problem.implicit_grad(torch.tensor(1.0), torch.tensor(2.0))  # 2 (theta - 1) * 2
+        tensor(4.)
+    """
+
+    outer: Callable[..., Tensor]
+    inner: Callable[..., Tensor]
+    solver: Solver | None = None
+    damping: float = 0.0
+    curvature: GaussNewton | None = None
+    hvp: HVP = "auto"
+    on_failure: OnFailure = "warn"
+
+    def __post_init__(self) -> None:
+        for name in ("outer", "inner"):
+            if not callable(getattr(self, name)):
+                raise InputError(
+                    f"{name} must be a function (phi, theta, *args) -> 0-d tensor, found "
+                    f"{getattr(self, name)!r}."
+                )
+        check_options(self.solver, self.on_failure)
+        check_damping(self.damping)
+        check_hvp(self.hvp)
+        if self.curvature is not None and not isinstance(self.curvature, GaussNewton):
+            raise InputError(
+                f"curvature must be None or a bilevel.GaussNewton, found {self.curvature!r}."
+            )
+
+    @overload
+    def implicit_grad(
+        self,
+        phi: Tree,
+        theta: Tree,
+        *,
+        outer_args: Sequence[Any] = (),
+        inner_args: Sequence[Any] = (),
+        initial: Tree = None,
+        state: State | None = None,
+        return_info: Literal[False] = False,
+    ) -> Tree: ...
+
+    @overload
+    def implicit_grad(
+        self,
+        phi: Tree,
+        theta: Tree,
+        *,
+        outer_args: Sequence[Any] = (),
+        inner_args: Sequence[Any] = (),
+        initial: Tree = None,
+        state: State | None = None,
+        return_info: Literal[True],
+    ) -> tuple[Tree, HypergradientInfo]: ...
+
+    def implicit_grad(
+        self,
+        phi: Tree,
+        theta: Tree,
+        *,
+        outer_args: Sequence[Any] = (),
+        inner_args: Sequence[Any] = (),
+        initial: Tree = None,
+        state: State | None = None,
+        return_info: bool = False,
+    ) -> Tree:
+        """The hypergradient at ``(phi, theta)``; see :func:`bilevel.implicit_grad`."""
+        if _transforms.active():
+            return self._transformed(phi, theta, outer_args, inner_args, return_info)
+        point = _Point.of(self, phi, theta, outer_args, inner_args)
+        guess = None
+        if initial is not None:
+            leaves = point.theta_layout.matching_leaves(initial, "initial", "theta")
+            check_finite(initial, leaves, "initial")
+            guess = point.theta_layout.join([leaf.detach() for leaf in leaves]).unsqueeze(0)
+
+        outer_value, direct, slope = point.first_order()
+        inner = point.products()
+        self._check_inner(inner, point)
+        _check_depends(direct, inner, point)
+        operator = self._operator(inner, point)
+        solution = solve_rows(
+            operator, slope.unsqueeze(0), self.solver, guess, state, self.on_failure
+        )
+        self._name_negative_curvature(solution)
+        adjoint = solution.value.squeeze(0)
+        implicit = [-leaf for leaf in inner.mixed(adjoint)]
+        gradient = [i if d is None else d + i for d, i in zip(direct, implicit, strict=True)]
+        point.check_result(outer_value, inner, gradient)
+        tree = point.phi_layout.tree(gradient)
+        if not return_info:
+            return tree
+        return tree, _info(point, outer_value, direct, implicit, adjoint, inner, solution)
+
+    def solution(self, phi: Tree, theta_star: Tree, *, inner_args: Sequence[Any] = ()) -> Tree:
+        """``theta_star`` with the implicit derivative attached, for any differentiable code.
+
+        See :func:`bilevel.argmin`, which it calls with this problem's solver and damping.
+
+        Raises:
+            InputError: a tree does not fit; or this problem's ``curvature`` or ``hvp`` is one that
+                only :meth:`implicit_grad` can use.
+        """
+        if self.curvature is not None or self.hvp == "finite_difference":
+            raise InputError(
+                "solution() differentiates to any order through the exact Hessian; Gauss-Newton "
+                'curvature and hvp="finite_difference" work with implicit_grad() alone.'
+            )
+        return argmin(
+            self.inner,
+            phi,
+            theta_star,
+            args=inner_args,
+            solver=self.solver,
+            damping=self.damping,
+            on_failure=self.on_failure,
+        )
+
+    def operator(
+        self, phi: Tree, theta: Tree, *, inner_args: Sequence[Any] = ()
+    ) -> LinearOperator:
+        """The curvature that would be inverted at a point, damping included, as an operator."""
+        point = _Point.of(self, phi, theta, (), inner_args)
+        return self._operator(point.products(), point)
+
+    def stationarity(self, phi: Tree, theta: Tree, *, inner_args: Sequence[Any] = ()) -> float:
+        """The norm of ``d_theta inner``: how far theta is from solving the inner problem."""
+        point = _Point.of(self, phi, theta, (), inner_args)
+        return float(torch.linalg.vector_norm(point.products().gradient))
+
+    def refine(
+        self,
+        phi: Tree,
+        theta: Tree,
+        *,
+        inner_args: Sequence[Any] = (),
+        tolerance: float | None = None,
+        max_steps: int = 100,
+        optimizer: Callable[[list[Tensor]], torch.optim.Optimizer] | None = None,
+    ) -> Tree:
+        """Polish theta until ``||d_theta inner|| <= tolerance``.
+
+        Args:
+            phi: where.
+            theta: the start; not changed.
+            inner_args: passed to ``inner``.
+            tolerance: on the stationarity; default ``sqrt(eps) * max(1, ||d_theta inner||)`` at the
+                start (1.5e-8 in float64, 3.5e-4 in float32).
+            max_steps: most steps, default 100. Missing the tolerance then warns.
+            optimizer: ``leaves -> torch optimizer``, such as ``lambda p: torch.optim.LBFGS(p)``;
+                default Newton's method with CG, a line search and this problem's damping.
+
+        Returns:
+            A new tree like theta.
+
+        Raises:
+            InputError: a tree or an option does not fit.
+            NonFiniteError: the inner objective became NaN or infinite.
+
+        Example:
+            >>> import torch
+            >>> problem = ImplicitProblem(lambda p, t: t.sum(), lambda p, t: (t - p).pow(4).sum())
+            >>> theta = problem.refine(torch.tensor([1.0]), torch.tensor([3.0]), tolerance=1e-3)
+            >>> bool((theta - 1).abs() < 0.1)
+            True
+        """
+        point = _Point.of(self, phi, theta, (), inner_args)
+        return refine(
+            point.inner, point.phi, point.theta, self.hvp, self.damping, tolerance, max_steps, optimizer
+        )
+
+    def _operator(self, inner: Products, point: _Point) -> LinearOperator:
+        if self.curvature is None:
+            base: LinearOperator = HessianOperator(inner, point.theta_layout)
+        else:
+            base = self.curvature.operator(
+                point.phi_layout.tree(point.phi),
+                point.theta,
+                point.theta_layout,
+                point.inner.args,
+                point.inner.guard,
+            )
+        return damped(base, self.damping)
+
+    def _check_inner(self, inner: Products, point: _Point) -> None:
+        if inner.unused and not self.damping:
+            names = [leaf_name(point.theta_tree, i, "theta") for i in inner.unused]
+            raise InputError(
+                f"inner does not depend on {', '.join(names)}: its Hessian is singular there. Leave "
+                "the leaf out of theta, add a penalty on it to inner, or set damping > 0."
+            )
+
+    def _name_negative_curvature(self, solution: Solution) -> None:
+        lowest = solution.stats.smallest_curvature
+        if lowest is None or lowest >= 0 or not solution.result.ok or self.on_failure == "ignore":
+            return
+        warnings.warn(
+            f"the inner curvature{' (with damping)' if self.damping else ''} is indefinite: "
+            f"p'Hp / p'p = {lowest:.2e} was seen, so theta is no minimum of the inner problem. The "
+            "linear system was solved, but the formula of the implicit gradient assumes a minimum. "
+            "Train the inner problem further (refine), add damping, or use GaussNewton curvature.",
+            CurvatureWarning,
+            stacklevel=outside(),
+        )
+
+    def _transformed(
+        self,
+        phi: Tree,
+        theta: Tree,
+        outer_args: Sequence[Any],
+        inner_args: Sequence[Any],
+        return_info: bool,
+    ) -> Tree:
+        """Inside a transform: the gradient of ``outer(phi, argmin(phi))``, which composes."""
+        if return_info:
+            raise TransformError(
+                "return_info=True reads numbers off the tensors, which torch.func transforms hide. "
+                "Leave it out inside vmap, grad and the like."
+            )
+
+        def value(moving: Tree) -> Tensor:
+            solved = self.solution(moving, theta, inner_args=inner_args)
+            return self.outer(moving, solved, *outer_args)
+
+        return torch.func.grad(value)(phi)
+
+
+def implicit_grad(
+    outer: Callable[..., Tensor],
+    inner: Callable[..., Tensor],
+    phi: Tree,
+    theta: Tree,
+    *,
+    outer_args: Sequence[Any] = (),
+    inner_args: Sequence[Any] = (),
+    solver: Solver | None = None,
+    damping: float = 0.0,
+    curvature: GaussNewton | None = None,
+    hvp: HVP = "auto",
+    initial: Tree = None,
+    state: State | None = None,
+    on_failure: OnFailure = "warn",
+    return_info: bool = False,
+) -> Tree:
+    """The hypergradient ``d/dphi outer(phi, theta*(phi))``, ``theta*(phi) = argmin inner(phi, .)``.
+
+    At a theta that minimises ``inner(phi, theta)``,
+
+        dF/dphi = d_phi outer - (d_phi d_theta inner)' v,     (H + damping I) v = d_theta outer.
+
+    Every evaluation sees the same random numbers (one dropout mask). The global random state,
+    ``.grad`` fields, the parameters and the buffers of modules the functions reach are left as they
+    were, also when a function raises.
+
+    Args:
+        outer: ``(phi, theta, *outer_args) -> 0-d tensor``.
+        inner: ``(phi, theta, *inner_args) -> 0-d tensor``, twice differentiable in theta.
+        phi: pytree of floating tensors (a tensor, list, tuple, namedtuple, dict, nested, or
+            ``dict(module.named_parameters())``). Leaves neither function uses get zeros.
+        theta: pytree of floating tensors, the inner solution; of phi's dtype and device.
+        outer_args: passed to ``outer``: batches, targets.
+        inner_args: passed to ``inner``.
+        solver: of the adjoint system; default :class:`bilevel.Auto`.
+        damping: see :class:`bilevel.ImplicitProblem`; default 0.
+        curvature: None for the Hessian, or a :class:`bilevel.GaussNewton`.
+        hvp: ``"auto"``, ``"reverse"``, ``"forward_over_reverse"`` or ``"finite_difference"``.
+        initial: first guess of the adjoint, a tree like theta; default zero.
+        state: ``info.state`` of an earlier call, to reuse a factorization or preconditioner.
+        on_failure: ``"warn"`` (default), ``"raise"`` or ``"ignore"`` a failed solve.
+        return_info: also return a :class:`bilevel.HypergradientInfo`.
+
+    Returns:
+        A tree like phi, detached; with ``return_info=True`` the pair ``(tree, info)``.
+
+    Raises:
+        InputError: an argument does not fit; the message names it, and nothing has changed.
+        NonFiniteError: phi, theta, an objective, a product or the result is NaN or infinite.
+        SolveError: the solve failed and ``on_failure="raise"``.
+        TransformError: inside a ``torch.func`` transform, something it cannot carry.
+
+    Example:
+        >>> import torch
+        >>> X, y = torch.eye(2), torch.tensor([1.0, 2.0])
+        >>> def inner(log_penalty, w):  # ridge regression
+        ...     return ((X @ w - y) ** 2).sum() / 2 + (log_penalty.exp() * w**2).sum() / 2
+        >>> def outer(log_penalty, w):
+        ...     return (w**2).sum() / 2
+        >>> implicit_grad(outer, inner, torch.zeros(2), torch.tensor([0.5, 1.0]))
+        tensor([-0.1250, -0.5000])
+
+    Reference:
+        Bengio, Gradient-based optimization of hyperparameters, 2000; Lorraine, Vicol and Duvenaud,
+        Optimizing millions of hyperparameters by implicit differentiation, 2020, equation 2.
+    """
+    problem = ImplicitProblem(
+        outer,
+        inner,
+        solver=solver,
+        damping=damping,
+        curvature=curvature,
+        hvp=hvp,
+        on_failure=on_failure,
+    )
+    return problem.implicit_grad(
+        phi,
+        theta,
+        outer_args=outer_args,
+        inner_args=inner_args,
+        initial=initial,
+        state=state,
+        return_info=return_info,  # type: ignore[call-overload]
+    )
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A problem at a point, its trees checked and taken apart."""
+
+    hvp: HVP
+    phi_tree: Tree
+    theta_tree: Tree
+    phi_layout: Layout
+    theta_layout: Layout
+    phi: list[Tensor]
+    theta: list[Tensor]
+    outer: Objective
+    inner: Objective
+
+    @classmethod
+    def of(
+        cls,
+        problem: ImplicitProblem,
+        phi: Tree,
+        theta: Tree,
+        outer_args: Sequence[Any],
+        inner_args: Sequence[Any],
+    ) -> _Point:
+        phi_leaves, phi_layout = flatten(phi, "phi")
+        theta_leaves, theta_layout = flatten(theta, "theta")
+        check_same_kind(theta_layout, "theta", phi_layout, "phi")
+        check_finite(phi, phi_leaves, "phi")
+        check_finite(theta, theta_leaves, "theta")
+        functions = (problem.outer, problem.inner)
+        guard = Guard(functions, (tuple(outer_args), tuple(inner_args)), theta_layout.device)
+        return cls(
+            hvp=problem.hvp,
+            phi_tree=phi,
+            theta_tree=theta,
+            phi_layout=phi_layout,
+            theta_layout=theta_layout,
+            phi=_fresh(phi_leaves),
+            theta=_fresh(theta_leaves),
+            outer=Objective(problem.outer, "outer", phi_layout, theta_layout, outer_args, guard),
+            inner=Objective(problem.inner, "inner", phi_layout, theta_layout, inner_args, guard),
+        )
+
+    def first_order(self) -> tuple[Tensor, list[Tensor | None], Tensor]:
+        """The outer value, its gradient in phi (None where unused), and in theta, flat."""
+        with torch.enable_grad():
+            value = self.outer(self.phi, self.theta)
+        if not value.requires_grad:
+            raise InputError(
+                "outer depends on neither phi nor theta in a way autograd can see. Use the tensors "
+                "it is handed, without torch.no_grad or .detach() on the way."
+            )
+        found = torch.autograd.grad(value, [*self.phi, *self.theta], allow_unused=True)
+        direct, slope = list(found[: len(self.phi)]), found[len(self.phi) :]
+        filled = [
+            torch.zeros_like(leaf) if grad is None else grad
+            for grad, leaf in zip(slope, self.theta, strict=True)
+        ]
+        flat = self.theta_layout.join(filled)
+        if not bool(torch.isfinite(value + flat.sum())):
+            _raise_non_finite("the value of outer", value)
+            _raise_non_finite("the gradient of outer in theta", flat)
+        return value.detach(), direct, flat
+
+    def products(self) -> Products:
+        """First and second derivatives of the inner objective."""
+        made = products(self.hvp, self.inner, self.phi, self.theta)
+        if not bool(torch.isfinite(made.value + made.gradient.sum())):
+            _raise_non_finite("the value of inner", made.value)
+            _raise_non_finite("the gradient of inner in theta", made.gradient)
+        return made
+
+    def check_result(self, value: Tensor, inner: Products, gradient: Sequence[Tensor]) -> None:
+        """Refuse a gradient that is not finite, naming the leaf."""
+        check_finite(self.phi_layout.tree(gradient), gradient, "the hypergradient in phi")
+
+
+def _fresh(leaves: Sequence[Tensor]) -> list[Tensor]:
+    # Inference tensors cannot be saved for a backward; a copy made here can.
+    return [
+        (leaf.clone() if leaf.is_inference() else leaf.detach()).requires_grad_() for leaf in leaves
+    ]
+
+
+def _raise_non_finite(what: str, tensor: Tensor) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        raise NonFiniteError(
+            f"{what} is NaN or infinite. Look at the objective near theta (overflow, log of zero, "
+            "division by zero, a derivative that does not exist there)."
+        )
+
+
+def _check_depends(
+    direct: Sequence[Tensor | None], inner: Products, point: _Point
+) -> None:
+    """Refuse a phi that neither function uses: zeros would look like a converged answer."""
+    if any(leaf is not None for leaf in direct) or inner.uses_phi():
+        return
+    raise InputError(
+        "neither outer nor inner depends on phi in a way autograd can see, so the hypergradient would "
+        "be zero. Use the phi the functions are handed, not one they close over."
+    )
+
+
+def _info(
+    point: _Point,
+    outer_value: Tensor,
+    direct: Sequence[Tensor | None],
+    implicit: Sequence[Tensor],
+    adjoint: Tensor,
+    inner: Products,
+    solution: Solution,
+) -> HypergradientInfo:
+    filled = [torch.zeros_like(i) if d is None else d for d, i in zip(direct, implicit, strict=True)]
+    tree = point.theta_layout.unflatten(adjoint)
+    report = Solution(tree, solution.result, solution.stats, solution.state)
+    return HypergradientInfo(
+        outer_value=float(outer_value),
+        direct=point.phi_layout.tree(filled),
+        implicit=point.phi_layout.tree(implicit),
+        adjoint=tree,
+        stationarity=float(torch.linalg.vector_norm(inner.gradient)),
+        solution=report,
+        error_estimate=_error_estimate(implicit, adjoint, solution),
+        hvp=inner.name,
+    )
+
+
+def _error_estimate(
+    implicit: Sequence[Tensor], adjoint: Tensor, solution: Solution
+) -> float | None:
+    stats = solution.stats
+    if stats.residual == 0.0:
+        return 0.0
+    lowest = stats.smallest_curvature
+    if stats.ritz is not None:
+        lowest = stats.ritz[0] if lowest is None else min(lowest, stats.ritz[0])
+    size = float(torch.linalg.vector_norm(adjoint))
+    if lowest is None or lowest <= 0 or size == 0 or not math.isfinite(size):
+        return None
+    moved = math.sqrt(sum(float(torch.linalg.vector_norm(leaf)) ** 2 for leaf in implicit))
+    return moved / size * stats.residual / lowest

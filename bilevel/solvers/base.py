@@ -1,0 +1,179 @@
+"""What a solver is: a frozen set of numbers, ``init`` once per operator, ``compute`` per solve."""
+
+from __future__ import annotations
+
+import abc
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bilevel.errors import InputError
+from bilevel.operators import LinearOperator
+from bilevel.solution import Result, State
+
+Tolerance = float | Literal["auto"] | None
+
+# Codes of what became of each row, kept on the device while iterating.
+OK, NEGATIVE, SINGULAR, BREAKDOWN = 0, 1, 2, 3
+FLAGS = {
+    NEGATIVE: Result.NEGATIVE_CURVATURE,
+    SINGULAR: Result.SINGULAR,
+    BREAKDOWN: Result.BREAKDOWN,
+}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What ``compute`` hands back, row by row, all of it on the device.
+
+    Attributes:
+        value: ``[k, n]``.
+        iterations: steps taken by each row, ``[k]``.
+        flag: one of the codes above for each row, ``[k]``.
+        curvature: smallest ``p'Ap / p'p`` each row saw, ``[k]``; infinite where none.
+        residual: ``b - A x`` as ``[k, n]``, where the solver holds it exactly; else None.
+        ritz: smallest and largest Ritz value over the rows, where they come for nothing.
+    """
+
+    value: Tensor
+    iterations: Tensor
+    flag: Tensor
+    curvature: Tensor
+    residual: Tensor | None = None
+    ritz: tuple[float, float] | None = None
+
+
+class Solver(abc.ABC):
+    """Solves ``A x = b``. Subclasses are frozen dataclasses that hold numbers only.
+
+    Every solver works on rows ``[k, n]`` at once, each with its own convergence, so that several
+    right-hand sides and batched operators cost one product per step.
+    """
+
+    #: Whether the operator must equal its transpose.
+    needs_symmetric: bool = False
+
+    def init(self, operator: LinearOperator) -> State:  # noqa: ARG002
+        """Prepare for an operator: a factorization, a preconditioner, a step. Reusable."""
+        return {}
+
+    @abc.abstractmethod
+    def compute(
+        self, operator: LinearOperator, rhs: Tensor, target: Tensor, state: State
+    ) -> Outcome:
+        """Solve for every row.
+
+        Args:
+            operator: A.
+            rhs: ``[k, n]``.
+            target: residual norm to reach, ``[k]``; tiny but positive for a fixed budget.
+            state: what ``init`` returned, for this operator or one near it.
+        """
+
+    def tolerances(self, dtype: torch.dtype) -> tuple[float | None, float]:  # noqa: ARG002
+        """``(rtol, atol)`` in force for a dtype; rtol None means a fixed budget."""
+        return None, 0.0
+
+    def steps(self, size: int) -> float:  # noqa: ARG002
+        """The step budget for an operator of this size; infinite for a direct solver."""
+        return math.inf
+
+
+@dataclass(frozen=True)
+class Iterative(Solver):
+    """A solver with a tolerance: stops when ``||b - A x|| <= max(rtol ||b||, atol)``.
+
+    Args:
+        rtol: relative tolerance. ``"auto"`` (default) is a tenth of the square root of the
+            dtype's rounding unit: 1.5e-9 in float64, 3.5e-5 in float32. None is a fixed budget:
+            all steps are taken and nothing is said about the residual.
+        atol: absolute tolerance, default 0.
+        max_steps: most steps; default ``min(2 n + 10, 500)``.
+    """
+
+    rtol: Tolerance = "auto"
+    atol: float = 0.0
+    max_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_tolerances(type(self).__name__, self.rtol, self.atol)
+        if self.max_steps is not None:
+            check_count(type(self).__name__, "max_steps", self.max_steps)
+
+    def tolerances(self, dtype: torch.dtype) -> tuple[float | None, float]:
+        return resolve_rtol(self.rtol, dtype), self.atol
+
+    def steps(self, size: int) -> int:
+        """The step budget for an operator of this size."""
+        return min(2 * size + 10, 500) if self.max_steps is None else self.max_steps
+
+
+def resolve_rtol(rtol: Tolerance, dtype: torch.dtype) -> float | None:
+    """``"auto"`` as a number."""
+    if rtol == "auto":
+        return 0.1 * math.sqrt(torch.finfo(dtype).eps)
+    return rtol
+
+
+def check_tolerances(solver: str, rtol: Tolerance, atol: float) -> None:
+    """Refuse tolerances no solve could mean."""
+    if isinstance(rtol, str) and rtol != "auto":
+        raise InputError(f'{solver}: rtol must be a number, "auto" or None, found {rtol!r}.')
+    if isinstance(rtol, int | float) and not 0.0 <= rtol < 1.0:
+        raise InputError(f"{solver}: rtol must be in [0, 1), found {rtol}.")
+    if not 0.0 <= atol < float("inf"):
+        raise InputError(f"{solver}: atol must be a finite number of at least 0, found {atol}.")
+
+
+def check_count(solver: str, name: str, value: int) -> None:
+    """Refuse a count that is not an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{solver}: {name} must be an integer of at least 1, found {value!r}.")
+
+
+def dot(left: Tensor, right: Tensor) -> Tensor:
+    """Row-wise inner products, ``[k]``."""
+    return torch.linalg.vecdot(left, right)
+
+
+def column(scalars: Tensor) -> Tensor:
+    """``[k]`` as ``[k, 1]``, to scale rows by."""
+    return scalars.unsqueeze(-1)
+
+
+def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """``numerator / denominator``, 0 where the denominator is 0."""
+    zero = denominator == 0
+    return torch.where(zero, 0.0, numerator / torch.where(zero, 1.0, denominator))
+
+
+def check_interval(device: torch.device) -> int:
+    """Steps between two looks at the tolerance: each look waits for an accelerator, not a CPU.
+
+    Rows that have converged are frozen, so the interval changes no answer.
+    """
+    return 1 if device.type == "cpu" else 8
+
+
+class CurvatureTrack:
+    """The curvature ``p'Ap / p'p`` of the directions each row has seen, and what it says."""
+
+    def __init__(self, rows: Tensor) -> None:
+        self.smallest = torch.full_like(rows[:, 0] if rows.shape[1] else rows.sum(1), math.inf)
+        self._largest = torch.zeros_like(self.smallest)
+        self._noise = 16 * torch.finfo(rows.dtype).eps
+
+    def see(self, curvature: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+        """Take note; returns which active rows met a negative and which a zero curvature.
+
+        Curvature within rounding of zero, measured against the largest seen, counts as zero.
+        """
+        seen = torch.where(active, curvature, math.inf)
+        torch.minimum(self.smallest, seen, out=self.smallest)
+        self._largest = torch.maximum(self._largest, torch.where(active, curvature.abs(), 0.0))
+        noise = self._noise * self._largest
+        negative = active & (curvature < -noise)
+        return negative, active & ~negative & (curvature <= noise)

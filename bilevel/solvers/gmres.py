@@ -1,0 +1,130 @@
+"""Restarted GMRES: the least residual over the Krylov space, for any square operator."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bilevel.operators import LinearOperator
+from bilevel.preconditioners import PreconditionerLike, precondition, prepare
+from bilevel.solution import State
+from bilevel.solvers.base import Iterative, Outcome, check_count, check_interval, column
+
+
+@dataclass(frozen=True)
+class GMRES(Iterative):
+    """Generalized minimal residuals, preconditioned from the right, restarted.
+
+    Keeps the whole basis between restarts: ``restart + 1`` vectors of length n. The basis is
+    orthogonalised twice (classical Gram-Schmidt), which keeps it orthogonal to rounding and costs
+    two matrix products instead of a loop.
+
+    Args:
+        rtol: relative tolerance on the true residual (default by dtype); None is a fixed budget.
+        atol: absolute tolerance, default 0.
+        max_steps: most products over all restarts; default ``min(2 n + 10, 500)``.
+        restart: basis size, default 30; the method is exact once it reaches n.
+        preconditioner: as for :class:`bilevel.CG`, but it need not be symmetric.
+
+    Reference:
+        Saad and Schultz, GMRES: a generalized minimal residual algorithm, 1986.
+
+    Example:
+        >>> import bilevel, torch
+        >>> A = bilevel.Matrix(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
+        >>> bilevel.solve(A, torch.tensor([3.0, 1.0]), GMRES()).value
+        tensor([1., 1.])
+    """
+
+    restart: int = 30
+    preconditioner: PreconditionerLike | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("GMRES", "restart", self.restart)
+
+    def init(self, operator: LinearOperator) -> State:
+        return prepare(self.preconditioner, operator)
+
+    def compute(
+        self, operator: LinearOperator, rhs: Tensor, target: Tensor, state: State
+    ) -> Outcome:
+        x = torch.zeros_like(rhs)
+        r = rhs.clone()
+        norm = torch.linalg.vector_norm(r, dim=1)
+        iterations = torch.zeros_like(norm, dtype=torch.int64)
+        budget = self.steps(operator.size)
+        while budget > 0 and bool((norm > target).any()):
+            correction, steps = self._cycle(operator, r, norm, target, state, budget)
+            x_next = x + precondition(self.preconditioner, state, correction)
+            r_next = rhs - operator.rows(x_next)
+            norm_next = torch.linalg.vector_norm(r_next, dim=1)
+            better = norm_next < norm
+            iterations += torch.where(norm > target, steps, 0)
+            x = torch.where(column(better), x_next, x)
+            r = torch.where(column(better), r_next, r)
+            norm = torch.where(better, norm_next, norm)
+            budget -= steps
+            if not bool(better.any()):
+                break
+        flag = torch.zeros_like(iterations)
+        return Outcome(x, iterations, flag, torch.full_like(norm, math.inf), residual=r)
+
+    def _cycle(
+        self,
+        operator: LinearOperator,
+        r: Tensor,
+        norm: Tensor,
+        target: Tensor,
+        state: State,
+        budget: int,
+    ) -> tuple[Tensor, int]:
+        """One Arnoldi process from the residual; returns the correction ``[k, n]`` and its steps."""
+        k, n = r.shape
+        length = min(self.restart, n, budget)
+        basis = r.new_zeros(k, length + 1, n)
+        hessenberg = r.new_zeros(k, length + 1, length)
+        basis[:, 0] = _normalised(r, norm)
+        every = check_interval(r.device)
+        steps = 0
+        for j in range(length):
+            w = operator.rows(precondition(self.preconditioner, state, basis[:, j]))
+            before = torch.linalg.vector_norm(w, dim=1)
+            known = basis[:, : j + 1]
+            for _ in range(2):
+                overlap = torch.einsum("kjn,kn->kj", known, w)
+                w = w - torch.einsum("kjn,kj->kn", known, overlap)
+                hessenberg[:, : j + 1, j] += overlap
+            size = torch.linalg.vector_norm(w, dim=1)
+            # An exhausted Krylov space leaves only rounding: a zero vector ends this row.
+            size = torch.where(size > 16 * torch.finfo(w.dtype).eps * before, size, 0.0)
+            hessenberg[:, j + 1, j] = size
+            basis[:, j + 1] = _normalised(w, size)
+            steps = j + 1
+            if steps % every == 0 and bool((_residual(hessenberg, steps, norm) <= target).all()):
+                break
+        weights = _least_squares(hessenberg, steps, norm)
+        return torch.einsum("kjn,kj->kn", basis[:, :steps], weights), steps
+
+
+def _normalised(rows: Tensor, norm: Tensor) -> Tensor:
+    alive = column(norm) > 0
+    return torch.where(alive, rows / torch.where(alive, column(norm), 1.0), 0.0)
+
+
+def _least_squares(hessenberg: Tensor, steps: int, norm: Tensor) -> Tensor:
+    """``argmin_y ||norm e_1 - H y||`` for each row, ``[k, steps]``; least norm if H is singular."""
+    upper = hessenberg[:, : steps + 1, :steps]
+    floor = steps * torch.finfo(upper.dtype).eps
+    return norm.unsqueeze(-1) * torch.linalg.pinv(upper, rtol=floor)[:, :, 0]
+
+
+def _residual(hessenberg: Tensor, steps: int, norm: Tensor) -> Tensor:
+    """Residual norm of the least-squares problem for each row, ``[k]``."""
+    fit = hessenberg[:, : steps + 1, :steps] @ _least_squares(hessenberg, steps, norm).unsqueeze(-1)
+    gap = -fit.squeeze(-1)
+    gap[:, 0] += norm
+    return torch.linalg.vector_norm(gap, dim=1)

@@ -1,0 +1,125 @@
+"""The truncated Neumann series."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from bilevel._spectrum import lanczos
+from bilevel.errors import InputError
+from bilevel.operators import LinearOperator
+from bilevel.solution import State
+from bilevel.solvers.base import (
+    NEGATIVE,
+    CurvatureTrack,
+    Outcome,
+    Solver,
+    Tolerance,
+    check_count,
+    check_interval,
+    check_tolerances,
+    column,
+    dot,
+    ratio,
+    resolve_rtol,
+)
+
+_LANCZOS_STEPS = 8
+
+
+@dataclass(frozen=True)
+class Neumann(Solver):
+    """``step * sum_{j < terms} (I - step A)^j b``: one product a term, a fixed amount of work.
+
+    The error is exactly ``(I - step A)^terms A^-1 b``; the residual ``(I - step A)^terms b`` falls
+    out of the recurrence, so it is reported without a further product. Converges when every
+    eigenvalue of A lies in ``(0, 2 / step)``; a growing residual is reported as divergence.
+
+    Args:
+        terms: number of terms, at least 1 (default 20).
+        step: the scale. ``"auto"`` (default) bounds the largest eigenvalue by eight Lanczos steps
+            and takes its inverse (symmetric operators only). For a fixed point ``x = T(x)``, where
+            ``A = I - dT``, use ``step=1``.
+        rtol: None (default) takes all terms; a number (or ``"auto"``) stops early once the
+            relative residual is below it and warns when it is not reached.
+        atol: absolute tolerance, default 0.
+
+    Example:
+        >>> import bilevel, torch
+        >>> A = bilevel.Diagonal(torch.tensor([0.5, 1.0]))
+        >>> bilevel.solve(A, torch.ones(2), bilevel.Neumann(terms=3, step=1.0)).value
+        tensor([1.7500, 1.0000])
+
+    Reference:
+        Lorraine, Vicol and Duvenaud, Optimizing millions of hyperparameters by implicit
+        differentiation, 2020, section 4.
+    """
+
+    terms: int = 20
+    step: float | Literal["auto"] = "auto"
+    rtol: Tolerance = None
+    atol: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_count("Neumann", "terms", self.terms)
+        check_tolerances("Neumann", self.rtol, self.atol)
+        if isinstance(self.step, str):
+            if self.step != "auto":
+                raise InputError(f'Neumann: step must be a number or "auto", found {self.step!r}.')
+        elif not 0.0 < self.step < math.inf:
+            raise InputError(f"Neumann: step must be finite and above 0, found {self.step}.")
+
+    def tolerances(self, dtype: torch.dtype) -> tuple[float | None, float]:
+        return resolve_rtol(self.rtol, dtype), self.atol
+
+    def steps(self, size: int) -> float:  # noqa: ARG002
+        return self.terms
+
+    def init(self, operator: LinearOperator) -> State:
+        if self.step != "auto":
+            return {}
+        if not operator.symmetric:
+            raise InputError(
+                'Neumann(step="auto") bounds the spectrum of a symmetric operator; this one is not '
+                "symmetric. Give a step (1.0 for a fixed point), or use GMRES."
+            )
+        spectrum = lanczos(operator, _LANCZOS_STEPS)
+        largest = torch.maximum(spectrum.highest, -spectrum.lowest)
+        return {"step": ratio(torch.ones_like(largest), largest), "lowest": spectrum.lowest}
+
+    def compute(
+        self, operator: LinearOperator, rhs: Tensor, target: Tensor, state: State
+    ) -> Outcome:
+        step = column(state["step"]) if self.step == "auto" else self.step
+        power = rhs.clone()
+        total = torch.zeros_like(rhs)
+        track = CurvatureTrack(rhs)
+        square = dot(power, power)
+        active = square > target.square()
+        iterations = torch.zeros_like(active, dtype=torch.int64)
+        negative = torch.zeros_like(active)
+        early = self.rtol is not None or self.atol > 0
+        every = check_interval(rhs.device)
+
+        for term in range(self.terms):
+            if early and term % every == 0 and not bool(active.any()):
+                break
+            product = operator.rows(power)
+            curvature = ratio(dot(power, product), square)
+            negative = negative | track.see(curvature, active)[0]
+            move = column(active) * step
+            total.addcmul_(power, move)
+            power.addcmul_(product, move, value=-1.0)
+            iterations += active
+            square = dot(power, power)
+            active = active & (square > target.square())
+
+        smallest = track.smallest
+        if "lowest" in state:
+            smallest = torch.minimum(smallest, state["lowest"])
+        flag = torch.where(negative & operator.symmetric, NEGATIVE, 0)
+        return Outcome(total, iterations, flag, smallest, residual=power)

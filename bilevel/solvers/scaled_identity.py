@@ -1,0 +1,54 @@
+"""The inverse taken to be a multiple of the identity."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bilevel.errors import InputError
+from bilevel.operators import LinearOperator
+from bilevel.solution import State
+from bilevel.solvers.base import Outcome, Solver
+
+
+@dataclass(frozen=True)
+class ScaledIdentity(Solver):
+    """``A^-1 ~ scale * I``: no product with A at all.
+
+    With ``scale`` the inner learning rate this is the "one step" (T1-T2) approximation, the first
+    term of the Neumann series. Its residual is still computed, by one product, and reported.
+
+    Args:
+        scale: finite and above 0 (default 1).
+
+    Reference:
+        Luketina, Berglund, Greff and Raiko, Scalable gradient-based tuning of continuous
+        regularization hyperparameters, 2016.
+
+    Example:
+        >>> import bilevel, torch
+        >>> bilevel.solve(bilevel.Identity(2), torch.ones(2), ScaledIdentity(0.1)).value
+        tensor([0.1000, 0.1000])
+    """
+
+    scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.scale < math.inf:
+            raise InputError(
+                f"ScaledIdentity: scale must be finite and above 0, found {self.scale}."
+            )
+
+    def compute(
+        self,
+        operator: LinearOperator,  # noqa: ARG002
+        rhs: Tensor,
+        target: Tensor,  # noqa: ARG002
+        state: State,  # noqa: ARG002
+    ) -> Outcome:
+        flag = torch.zeros(rhs.shape[0], dtype=torch.int64, device=rhs.device)
+        nothing_seen = torch.full((rhs.shape[0],), math.inf, dtype=rhs.dtype, device=rhs.device)
+        return Outcome(self.scale * rhs, torch.ones_like(flag), flag, nothing_seen)
