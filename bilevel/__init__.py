@@ -1,0 +1,82 @@
+"""Implicit differentiation and bilevel optimization in PyTorch."""
+
+from bilevel.curvature import GaussNewton, hessian, jacobian
+from bilevel.errors import (
+    BilevelError,
+    ConvergenceWarning,
+    CurvatureWarning,
+    InputError,
+    NonFiniteError,
+    ProductWarning,
+    SolveError,
+    TransformError,
+)
+from bilevel.implicit import argmin, fixed_point, root
+from bilevel.interop import from_scipy
+from bilevel.linear import solve
+from bilevel.operators import Diagonal, FunctionOperator, Identity, LinearOperator, Matrix
+from bilevel.optimizer import BilevelOptimizer
+from bilevel.preconditioners import Jacobi, NystromPreconditioner, Preconditioner
+from bilevel.problem import HypergradientInfo, ImplicitProblem, implicit_grad
+from bilevel.solution import ColumnStats, Result, Solution, Stats
+from bilevel.solvers import (
+    CG,
+    GMRES,
+    MINRES,
+    Auto,
+    BiCGStab,
+    Chebyshev,
+    Exact,
+    Neumann,
+    Nystrom,
+    ScaledIdentity,
+    Solver,
+)
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CG",
+    "GMRES",
+    "MINRES",
+    "Auto",
+    "BiCGStab",
+    "BilevelError",
+    "BilevelOptimizer",
+    "Chebyshev",
+    "ColumnStats",
+    "ConvergenceWarning",
+    "CurvatureWarning",
+    "Diagonal",
+    "Exact",
+    "FunctionOperator",
+    "GaussNewton",
+    "HypergradientInfo",
+    "Identity",
+    "ImplicitProblem",
+    "InputError",
+    "Jacobi",
+    "LinearOperator",
+    "Matrix",
+    "Neumann",
+    "NonFiniteError",
+    "Nystrom",
+    "NystromPreconditioner",
+    "Preconditioner",
+    "ProductWarning",
+    "Result",
+    "ScaledIdentity",
+    "Solution",
+    "SolveError",
+    "Solver",
+    "Stats",
+    "TransformError",
+    "argmin",
+    "fixed_point",
+    "from_scipy",
+    "hessian",
+    "implicit_grad",
+    "jacobian",
+    "root",
+    "solve",
+]

@@ -27,8 +27,10 @@ def vjp(
             everything[index] = primal
         return function(*everything)
 
-    found = _functional(restricted, chosen, cotangent) if _transforms.active() else _plain(
-        restricted, chosen, cotangent
+    found = (
+        _functional(restricted, chosen, cotangent)
+        if _transforms.active()
+        else _plain(restricted, chosen, cotangent)
     )
     out: list[Tensor | None] = [None] * len(primals)
     for index, gradient in zip(floating, found, strict=True):

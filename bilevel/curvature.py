@@ -185,8 +185,11 @@ class GaussNewton:
         >>> import bilevel, torch
         >>> X, y = torch.tensor([[1.0], [2.0]]), torch.tensor([1.0, 2.0])
         >>> gn = GaussNewton(lambda p, t: X @ t, lambda p, z: ((z - y) ** 2).sum() / 2)
-        >>> problem = bilevel.ImplicitProblem(lambda p, t: (t * p).sum(),
-        ...     lambda p, t: ((X @ t - y) ** 2).sum() / 2 - (p * t).sum(), curvature=gn)
+        >>> problem = bilevel.ImplicitProblem(
+        ...     lambda p, t: (t * p).sum(),
+        ...     lambda p, t: ((X @ t - y) ** 2).sum() / 2 - (p * t).sum(),
+        ...     curvature=gn,
+        ... )
         >>> problem.operator(torch.zeros(1), torch.ones(1)).to_dense()
         tensor([[5.]])
     """

@@ -26,7 +26,7 @@ from torch.utils import _pytree as pytree
 from bilevel import _transforms
 from bilevel._autodiff import jvp, vjp
 from bilevel._guard import Guard
-from bilevel._tree import Layout, Tree, check_same_kind, flatten
+from bilevel._tree import Tree, check_same_kind, flatten
 from bilevel.curvature import JacobianOperator
 from bilevel.errors import InputError, TransformError
 from bilevel.linear import OnFailure, check_options, solve_rows
@@ -76,9 +76,9 @@ class _Condition:
         operator = operator.T if transposed else operator
         if not self.depth:
             rows = b.detach().reshape(-1, n)
-            return solve_rows(
-                operator, rows, self.solver, on_failure=self.on_failure
-            ).value.view(b.shape)
+            return solve_rows(operator, rows, self.solver, on_failure=self.on_failure).value.view(
+                b.shape
+            )
         # A batched operator takes one right-hand side per matrix at a time.
         columns = b.detach().reshape(point.shape[0], -1, n).unbind(1)
         state, values = None, []
@@ -163,7 +163,7 @@ class _Attach(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(condition: _Condition, x: Tensor, *params: Tensor) -> Tensor:  # noqa: ARG004
+    def forward(condition: _Condition, x: Tensor, *params: Tensor) -> Tensor:
         return x.clone()
 
     @staticmethod
@@ -264,7 +264,9 @@ def argmin(
         leaves, spec = pytree.tree_flatten(t)
         with torch.enable_grad():
             objective = value(p, t, *rest)
-            found = torch.autograd.grad(objective, leaves, create_graph=True, materialize_grads=True)
+            found = torch.autograd.grad(
+                objective, leaves, create_graph=True, materialize_grads=True
+            )
         return pytree.tree_unflatten(found, spec)
 
     names = ("inner", "theta_star")
@@ -322,7 +324,7 @@ def root(
 
 
 def fixed_point(
-    map: Callable[..., Tree],  # noqa: A002  the field's word
+    map: Callable[..., Tree],
     phi: Tree,
     x_star: Tree,
     *,

@@ -224,9 +224,7 @@ def _solve(
     return Solution(answer * column(scale), _worst(columns), stats, state)
 
 
-def _warm_start(
-    operator: LinearOperator, rhs: Tensor, initial: Tensor
-) -> tuple[Tensor, Tensor]:
+def _warm_start(operator: LinearOperator, rhs: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
     """The first guess and its residual; rows where the guess is worse than zero start at zero."""
     _require_finite(initial, "initial")
     remaining = rhs - operator.rows(initial)

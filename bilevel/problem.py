@@ -166,17 +166,19 @@ class ImplicitProblem:
         outer_value, direct, slope = point.first_order()
         inner = point.products()
         self._check_inner(inner, point)
-        _check_depends(direct, inner, point)
         operator = self._operator(inner, point)
         solution = solve_rows(
             operator, slope.unsqueeze(0), self.solver, guess, state, self.on_failure
         )
         self._name_negative_curvature(solution)
         adjoint = solution.value.squeeze(0)
-        implicit = [-leaf for leaf in inner.mixed(adjoint)]
-        gradient = [i if d is None else d + i for d, i in zip(direct, implicit, strict=True)]
-        point.check_result(outer_value, inner, gradient)
+        mixed = inner.mixed(adjoint)
+        _check_depends(direct, mixed)
+        direct = _filled(direct, point.phi)
+        implicit = [-leaf for leaf in _filled(mixed, point.phi)]
+        gradient = [d + i for d, i in zip(direct, implicit, strict=True)]
         tree = point.phi_layout.tree(gradient)
+        check_finite(tree, gradient, "the hypergradient in phi")
         if not return_info:
             return tree
         return tree, _info(point, outer_value, direct, implicit, adjoint, inner, solution)
@@ -205,9 +207,7 @@ class ImplicitProblem:
             on_failure=self.on_failure,
         )
 
-    def operator(
-        self, phi: Tree, theta: Tree, *, inner_args: Sequence[Any] = ()
-    ) -> LinearOperator:
+    def operator(self, phi: Tree, theta: Tree, *, inner_args: Sequence[Any] = ()) -> LinearOperator:
         """The curvature that would be inverted at a point, damping included, as an operator."""
         point = _Point.of(self, phi, theta, (), inner_args)
         return self._operator(point.products(), point)
@@ -255,7 +255,14 @@ class ImplicitProblem:
         """
         point = _Point.of(self, phi, theta, (), inner_args)
         return refine(
-            point.inner, point.phi, point.theta, self.hvp, self.damping, tolerance, max_steps, optimizer
+            point.inner,
+            point.phi,
+            point.theta,
+            self.hvp,
+            self.damping,
+            tolerance,
+            max_steps,
+            optimizer,
         )
 
     def _operator(self, inner: Products, point: _Point) -> LinearOperator:
@@ -454,11 +461,7 @@ class _Point:
             )
         found = torch.autograd.grad(value, [*self.phi, *self.theta], allow_unused=True)
         direct, slope = list(found[: len(self.phi)]), found[len(self.phi) :]
-        filled = [
-            torch.zeros_like(leaf) if grad is None else grad
-            for grad, leaf in zip(slope, self.theta, strict=True)
-        ]
-        flat = self.theta_layout.join(filled)
+        flat = self.theta_layout.join(_filled(slope, self.theta))
         if not bool(torch.isfinite(value + flat.sum())):
             _raise_non_finite("the value of outer", value)
             _raise_non_finite("the gradient of outer in theta", flat)
@@ -471,10 +474,6 @@ class _Point:
             _raise_non_finite("the value of inner", made.value)
             _raise_non_finite("the gradient of inner in theta", made.gradient)
         return made
-
-    def check_result(self, value: Tensor, inner: Products, gradient: Sequence[Tensor]) -> None:
-        """Refuse a gradient that is not finite, naming the leaf."""
-        check_finite(self.phi_layout.tree(gradient), gradient, "the hypergradient in phi")
 
 
 def _fresh(leaves: Sequence[Tensor]) -> list[Tensor]:
@@ -492,33 +491,35 @@ def _raise_non_finite(what: str, tensor: Tensor) -> None:
         )
 
 
-def _check_depends(
-    direct: Sequence[Tensor | None], inner: Products, point: _Point
-) -> None:
-    """Refuse a phi that neither function uses: zeros would look like a converged answer."""
-    if any(leaf is not None for leaf in direct) or inner.uses_phi():
-        return
-    raise InputError(
-        "neither outer nor inner depends on phi in a way autograd can see, so the hypergradient would "
-        "be zero. Use the phi the functions are handed, not one they close over."
-    )
+def _filled(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    pairs = zip(found, like, strict=True)
+    return [torch.zeros_like(leaf) if grad is None else grad for grad, leaf in pairs]
+
+
+def _check_depends(direct: Sequence[Tensor | None], mixed: Sequence[Tensor | None]) -> None:
+    """Refuse a phi that nothing depends on: zeros would look like a converged answer."""
+    if all(leaf is None for leaf in (*direct, *mixed)):
+        raise InputError(
+            "neither outer nor the theta-gradient of inner depends on phi in a way autograd can see, "
+            "so the hypergradient would be zero. Use the phi the functions are handed, not one they "
+            "close over."
+        )
 
 
 def _info(
     point: _Point,
     outer_value: Tensor,
-    direct: Sequence[Tensor | None],
+    direct: Sequence[Tensor],
     implicit: Sequence[Tensor],
     adjoint: Tensor,
     inner: Products,
     solution: Solution,
 ) -> HypergradientInfo:
-    filled = [torch.zeros_like(i) if d is None else d for d, i in zip(direct, implicit, strict=True)]
     tree = point.theta_layout.unflatten(adjoint)
     report = Solution(tree, solution.result, solution.stats, solution.state)
     return HypergradientInfo(
         outer_value=float(outer_value),
-        direct=point.phi_layout.tree(filled),
+        direct=point.phi_layout.tree(direct),
         implicit=point.phi_layout.tree(implicit),
         adjoint=tree,
         stationarity=float(torch.linalg.vector_norm(inner.gradient)),

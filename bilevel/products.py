@@ -83,8 +83,11 @@ class Products(abc.ABC):
         """``H v`` for every row v of ``[k, n]``."""
 
     @abc.abstractmethod
-    def mixed(self, vector: Tensor) -> list[Tensor]:
-        """``(d_phi d_theta inner)' v`` for v ``[n]``, as leaves like phi."""
+    def mixed(self, vector: Tensor) -> Sequence[Tensor | None]:
+        """``(d_phi d_theta inner)' v`` for v ``[n]``, as leaves like phi.
+
+        None where the gradient is known not to depend on the leaf at all.
+        """
 
 
 class KeptGraph(Products):
@@ -102,9 +105,9 @@ class KeptGraph(Products):
         self._phi, self._theta, self._layout = phi, theta, objective.theta
         with torch.enable_grad():
             if through_transforms:
-                gradients, value = torch.func.grad_and_value(
-                    lambda leaves: objective(phi, leaves)
-                )(list(theta))
+                gradients, value = torch.func.grad_and_value(lambda leaves: objective(phi, leaves))(
+                    list(theta)
+                )
                 found: Sequence[Tensor | None] = gradients
             else:
                 value = objective(phi, theta)
@@ -117,7 +120,9 @@ class KeptGraph(Products):
         if not self._graph.requires_grad:
             return torch.zeros_like(rows)
         if rows.shape[0] == 1:
-            leaves = self._pull(rows[0], self._theta)
+            leaves = torch.autograd.grad(
+                self._graph, self._theta, rows[0], retain_graph=True, materialize_grads=True
+            )
             return self._layout.join(leaves).unsqueeze(0)
         leaves = torch.autograd.grad(
             self._graph,
@@ -129,14 +134,11 @@ class KeptGraph(Products):
         )
         return torch.cat([leaf.reshape(rows.shape[0], -1) for leaf in leaves], dim=1)
 
-    def mixed(self, vector: Tensor) -> list[Tensor]:
+    def mixed(self, vector: Tensor) -> Sequence[Tensor | None]:
         if not self._graph.requires_grad:
-            return [torch.zeros_like(leaf) for leaf in self._phi]
-        return list(self._pull(vector, self._phi))
-
-    def _pull(self, vector: Tensor, leaves: Sequence[Tensor]) -> tuple[Tensor, ...]:
+            return [None] * len(self._phi)
         return torch.autograd.grad(
-            self._graph, leaves, vector, retain_graph=True, materialize_grads=True
+            self._graph, self._phi, vector, retain_graph=True, allow_unused=True
         )
 
 
@@ -163,7 +165,7 @@ class ForwardOverReverse(Products):
         join = self._objective.theta.join
         return torch.stack([join(self._push(gradient, row)) for row in rows])
 
-    def mixed(self, vector: Tensor) -> list[Tensor]:
+    def mixed(self, vector: Tensor) -> Sequence[Tensor | None]:
         def gradient(theta: list[Tensor]) -> list[Tensor]:
             return torch.func.grad(lambda leaves: self._objective(leaves, theta))(self._phi)
 
@@ -208,7 +210,7 @@ class FiniteDifference(Products):
     def rows(self, rows: Tensor) -> Tensor:
         return torch.stack([self._difference(row, self._gradient_at) for row in rows])
 
-    def mixed(self, vector: Tensor) -> list[Tensor]:
+    def mixed(self, vector: Tensor) -> Sequence[Tensor | None]:
         return self._objective.phi.split(self._difference(vector, self._phi_gradient_at))
 
     def _difference(self, vector: Tensor, gradient: Callable[[Tensor], Tensor]) -> Tensor:
@@ -261,7 +263,7 @@ class Automatic(Products):
     def rows(self, rows: Tensor) -> Tensor:
         return self._retrying(lambda: self._products.rows(rows))
 
-    def mixed(self, vector: Tensor) -> list[Tensor]:
+    def mixed(self, vector: Tensor) -> Sequence[Tensor | None]:
         return self._retrying(lambda: self._products.mixed(vector))
 
     def _retrying(self, product: Callable[[], Any]) -> Any:

@@ -69,7 +69,9 @@ def _newton(
     layout = inner.theta
     flat = layout.join(theta)
     for _ in range(max_steps):
-        made = products(hvp, inner, phi, [leaf.requires_grad_() for leaf in layout.split(flat.clone())])
+        made = products(
+            hvp, inner, phi, [leaf.requires_grad_() for leaf in layout.split(flat.clone())]
+        )
         value, gradient = float(made.value), made.gradient
         norm = float(torch.linalg.vector_norm(gradient))
         _require_finite(value, norm)
@@ -101,7 +103,8 @@ def _line_search(
     norm: float,
 ) -> float:
     """Halve until the value falls enough; near the optimum, where it no longer can be seen to in
-    this precision, until the gradient does."""
+    this precision, until the gradient does.
+    """
     step = 1.0
     for _ in range(_HALVINGS):
         trial = inner.theta.split(flat + step * direction)
@@ -148,9 +151,7 @@ def _descend(
     return [leaf.detach() for leaf in leaves], norm
 
 
-def _gradient(
-    inner: Objective, phi: list[Tensor], theta: Sequence[Tensor]
-) -> tuple[float, Tensor]:
+def _gradient(inner: Objective, phi: list[Tensor], theta: Sequence[Tensor]) -> tuple[float, Tensor]:
     leaves = [leaf.detach().requires_grad_() for leaf in theta]
     with torch.enable_grad():
         value = inner(phi, leaves)

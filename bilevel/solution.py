@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import Tensor
 
-
 State = dict[str, Tensor]
 """What a solver prepared for an operator. Plain tensors, so that it can be stored anywhere."""
 

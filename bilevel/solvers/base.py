@@ -56,7 +56,7 @@ class Solver(abc.ABC):
     #: Whether the operator must equal its transpose.
     needs_symmetric: bool = False
 
-    def init(self, operator: LinearOperator) -> State:  # noqa: ARG002
+    def init(self, operator: LinearOperator) -> State:
         """Prepare for an operator: a factorization, a preconditioner, a step. Reusable."""
         return {}
 
@@ -73,11 +73,11 @@ class Solver(abc.ABC):
             state: what ``init`` returned, for this operator or one near it.
         """
 
-    def tolerances(self, dtype: torch.dtype) -> tuple[float | None, float]:  # noqa: ARG002
+    def tolerances(self, dtype: torch.dtype) -> tuple[float | None, float]:
         """``(rtol, atol)`` in force for a dtype; rtol None means a fixed budget."""
         return None, 0.0
 
-    def steps(self, size: int) -> float:  # noqa: ARG002
+    def steps(self, size: int) -> float:
         """The step budget for an operator of this size; infinite for a direct solver."""
         return math.inf
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bilevel.operators import LinearOperator
-from bilevel.preconditioners import PreconditionerLike, prepare, precondition
+from bilevel.preconditioners import PreconditionerLike, precondition, prepare
 from bilevel.solution import State
 from bilevel.solvers.base import (
     BREAKDOWN,

@@ -65,7 +65,7 @@ class Chebyshev(Iterative):
         if self.lower is not None and self.upper is not None and self.lower > self.upper:
             raise InputError(f"Chebyshev: lower {self.lower} is above upper {self.upper}.")
 
-    def steps(self, size: int) -> int:  # noqa: ARG002
+    def steps(self, size: int) -> int:
         return 500 if self.max_steps is None else self.max_steps
 
     def init(self, operator: LinearOperator) -> State:
@@ -74,7 +74,11 @@ class Chebyshev(Iterative):
             lower, upper = bounds.to(operator.device).unsqueeze(-1)
             return {"lower": lower, "upper": upper, "lowest": torch.full_like(lower, math.inf)}
         spectrum = lanczos(operator, _LANCZOS_STEPS)
-        upper = spectrum.highest if self.upper is None else torch.full_like(spectrum.highest, self.upper)
+        upper = (
+            spectrum.highest
+            if self.upper is None
+            else torch.full_like(spectrum.highest, self.upper)
+        )
         if self.lower is None:
             lower = torch.where(spectrum.lowest > 0, 0.95 * spectrum.lowest, 1e-3 * upper)
         else:

@@ -73,7 +73,7 @@ class Exact(Solver):
         self,
         operator: LinearOperator,
         rhs: Tensor,
-        target: Tensor,  # noqa: ARG002
+        target: Tensor,
         state: State,
     ) -> Outcome:
         # Columns of one matrix, or one column for each matrix of a batch.

@@ -76,7 +76,7 @@ class Neumann(Solver):
     def tolerances(self, dtype: torch.dtype) -> tuple[float | None, float]:
         return resolve_rtol(self.rtol, dtype), self.atol
 
-    def steps(self, size: int) -> float:  # noqa: ARG002
+    def steps(self, size: int) -> float:
         return self.terms
 
     def init(self, operator: LinearOperator) -> State:

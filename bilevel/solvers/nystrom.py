@@ -58,9 +58,9 @@ class Nystrom(Solver):
 
     def compute(
         self,
-        operator: LinearOperator,  # noqa: ARG002
+        operator: LinearOperator,
         rhs: Tensor,
-        target: Tensor,  # noqa: ARG002
+        target: Tensor,
         state: State,
     ) -> Outcome:
         values, smallest = state["eigenvalues"], state["smallest"]

@@ -44,10 +44,10 @@ class ScaledIdentity(Solver):
 
     def compute(
         self,
-        operator: LinearOperator,  # noqa: ARG002
+        operator: LinearOperator,
         rhs: Tensor,
-        target: Tensor,  # noqa: ARG002
-        state: State,  # noqa: ARG002
+        target: Tensor,
+        state: State,
     ) -> Outcome:
         flag = torch.zeros(rhs.shape[0], dtype=torch.int64, device=rhs.device)
         nothing_seen = torch.full((rhs.shape[0],), math.inf, dtype=rhs.dtype, device=rhs.device)

@@ -1,0 +1,330 @@
+"""``BilevelOptimizer``: inner steps on theta, one hypergradient, one step on phi, and again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bilevel._tree import Layout, Tree, flatten
+from bilevel.errors import InputError, NonFiniteError
+from bilevel.problem import HypergradientInfo, ImplicitProblem
+from bilevel.products import check_scalar
+from bilevel.solution import State
+
+_VERSION = 1
+
+
+class BilevelOptimizer:
+    """Alternate descent on a bilevel problem with any two torch optimizers.
+
+    One :meth:`step` makes ``inner_steps`` steps of the inner optimizer on theta, one hypergradient,
+    and one step of the outer optimizer on phi. The adjoint of one step is the first guess of the
+    next. Only the ``.grad`` of the leaves of phi and theta is used, and it is cleared afterwards.
+
+    Args:
+        problem: the objectives and how hypergradients are taken.
+        outer_optimizer: holds the leaves of phi.
+        inner_optimizer: holds the leaves of theta.
+        phi: the tree ``outer`` and ``inner`` are called with, of the leaves (parameters that
+            require grad) the outer optimizer holds; None (default) is the list of them.
+        theta: the same for the inner optimizer.
+        inner_steps: steps on theta a call, at least 0 (default 1).
+        warm_start: start each solve at the last adjoint (default True).
+        reuse_state: keep the solver's factorization or preconditioner for this many calls before
+            preparing it anew; 1 (default) prepares it every call.
+        accumulate: hypergradients averaged before each step on phi (default 1).
+        outer_max_norm: clip the norm of phi's gradient; None (default) does not.
+        inner_max_norm: the same for theta's gradient.
+        outer_scheduler: stepped after each step on phi.
+        inner_scheduler: stepped after each step on theta.
+
+    Raises:
+        InputError: an option does not fit, or a tree's leaves are not those of its optimizer.
+
+    Example:
+        >>> import torch, bilevel
+        >>> phi, theta = torch.zeros(1, requires_grad=True), torch.zeros(1, requires_grad=True)
+        >>> problem = bilevel.ImplicitProblem(
+        ...     outer=lambda p, t: ((t[0] - 3) ** 2).sum(),
+        ...     inner=lambda p, t: ((t[0] - p[0]) ** 2).sum(),
+        ... )
+        >>> loop = BilevelOptimizer(
+        ...     problem, torch.optim.SGD([phi], lr=0.2), torch.optim.SGD([theta], lr=0.5)
+        ... )
+        >>> for _ in range(50):
+        ...     info = loop.step()
+        >>> round(float(phi.detach()), 3)
+        3.0
+    """
+
+    def __init__(
+        self,
+        problem: ImplicitProblem,
+        outer_optimizer: torch.optim.Optimizer,
+        inner_optimizer: torch.optim.Optimizer,
+        *,
+        phi: Tree = None,
+        theta: Tree = None,
+        inner_steps: int = 1,
+        warm_start: bool = True,
+        reuse_state: int = 1,
+        accumulate: int = 1,
+        outer_max_norm: float | None = None,
+        inner_max_norm: float | None = None,
+        outer_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+        inner_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
+    ) -> None:
+        for name, count, least in (
+            ("inner_steps", inner_steps, 0),
+            ("reuse_state", reuse_state, 1),
+            ("accumulate", accumulate, 1),
+        ):
+            if isinstance(count, bool) or not isinstance(count, int) or count < least:
+                raise InputError(f"{name} must be an integer of at least {least}, found {count!r}.")
+        for name, limit in (("outer_max_norm", outer_max_norm), ("inner_max_norm", inner_max_norm)):
+            if limit is not None and not limit > 0:
+                raise InputError(f"{name} must be above 0 or None, found {limit}.")
+        self.problem = problem
+        self.outer_optimizer, self.inner_optimizer = outer_optimizer, inner_optimizer
+        self.outer_scheduler, self.inner_scheduler = outer_scheduler, inner_scheduler
+        self.phi = _held(outer_optimizer) if phi is None else phi
+        self.theta = _held(inner_optimizer) if theta is None else theta
+        self._phi, self._phi_layout = _leaves(self.phi, "phi", outer_optimizer)
+        self._theta, self._theta_layout = _leaves(self.theta, "theta", inner_optimizer)
+        self.inner_steps, self.warm_start = inner_steps, warm_start
+        self.reuse_state, self.accumulate = reuse_state, accumulate
+        self.outer_max_norm, self.inner_max_norm = outer_max_norm, inner_max_norm
+        self.calls = 0
+        self._adjoint: Tensor | None = None
+        self._state: State | None = None
+        self._gathered: list[Tensor] | None = None
+
+    def step(
+        self,
+        *,
+        inner_args: Sequence[Any] = (),
+        outer_args: Sequence[Any] = (),
+        inner_batches: Iterable[Sequence[Any]] | None = None,
+    ) -> HypergradientInfo:
+        """Inner steps, one hypergradient, and every ``accumulate`` calls a step on phi.
+
+        Args:
+            inner_args: passed to ``inner``, in the steps on theta and in the hypergradient.
+            outer_args: passed to ``outer``.
+            inner_batches: arguments of ``inner`` for each of the steps on theta, if they should
+                differ; at least ``inner_steps`` of them.
+
+        Returns:
+            The report of the hypergradient, as ``implicit_grad(..., return_info=True)`` gives it.
+
+        Raises:
+            InputError: an argument does not fit, or ``inner_batches`` ran out.
+            NonFiniteError: an objective or a gradient is NaN or infinite. Neither phi nor its
+                optimizer has moved then.
+        """
+        self._descend(inner_args, inner_batches)
+        fresh = self.calls % self.reuse_state == 0
+        gradient, info = self.problem.implicit_grad(
+            self.phi,
+            self.theta,
+            outer_args=outer_args,
+            inner_args=inner_args,
+            initial=self._guess(),
+            state=None if fresh else self._state,
+            return_info=True,
+        )
+        if self.warm_start:
+            self._adjoint = self._theta_layout.join(flatten(info.adjoint, "adjoint")[0])
+        if self.reuse_state > 1:
+            self._state = info.state
+        self._gather(flatten(gradient, "gradient")[0])
+        self.calls += 1
+        if self.calls % self.accumulate == 0:
+            self._step_outer()
+        return info
+
+    def _guess(self) -> Tree:
+        if not self.warm_start or self._adjoint is None:
+            return None
+        return self._theta_layout.unflatten(self._adjoint)
+
+    def _descend(
+        self, inner_args: Sequence[Any], inner_batches: Iterable[Sequence[Any]] | None
+    ) -> None:
+        batches = None if inner_batches is None else iter(inner_batches)
+        phi = self._phi_layout.tree([leaf.detach() for leaf in self._phi])
+        for index in range(self.inner_steps):
+            args = inner_args if batches is None else next(batches, None)
+            if args is None:
+                raise InputError(
+                    f"inner_batches ended after {index} item(s); inner_steps is {self.inner_steps}."
+                )
+            with torch.enable_grad():
+                value = check_scalar(self.problem.inner(phi, self.theta, *args), "inner")
+            found = torch.autograd.grad(value, self._theta, materialize_grads=True)
+            if not bool(torch.isfinite(value.detach())):
+                raise NonFiniteError(
+                    f"inner is {float(value.detach())} at inner step {index}; theta has not moved in "
+                    "this step. Lower the inner learning rate or clip with inner_max_norm."
+                )
+            _apply(self._theta, found, self.inner_optimizer, self.inner_max_norm)
+            if self.inner_scheduler is not None:
+                self.inner_scheduler.step()
+
+    def _gather(self, gradient: Sequence[Tensor]) -> None:
+        if self._gathered is None:
+            self._gathered = list(gradient)
+        else:
+            self._gathered = [a + b for a, b in zip(self._gathered, gradient, strict=True)]
+
+    def _step_outer(self) -> None:
+        assert self._gathered is not None
+        mean = [leaf / self.accumulate for leaf in self._gathered]
+        self._gathered = None
+        _apply(self._phi, mean, self.outer_optimizer, self.outer_max_norm)
+        if self.outer_scheduler is not None:
+            self.outer_scheduler.step()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a resumed run needs to go on to the same numbers.
+
+        Parameters, both optimizers and schedulers, the adjoint, the solver's state, gradients
+        gathered so far, the counter, and the random state of the CPU and of the parameters'
+        device. Tensors and plain values only: ``torch.load(..., weights_only=True)`` reads it.
+        """
+        device = self._theta_layout.device
+        rng = {"cpu": torch.get_rng_state()}
+        if device.type not in ("cpu", "meta"):
+            rng["device"] = torch.get_device_module(device).get_rng_state(device)
+        optional = (self.outer_scheduler, self.inner_scheduler)
+        outer_scheduler, inner_scheduler = (s and s.state_dict() for s in optional)
+        return {
+            "version": _VERSION,
+            "calls": self.calls,
+            "phi": [leaf.detach().clone() for leaf in self._phi],
+            "theta": [leaf.detach().clone() for leaf in self._theta],
+            "outer_optimizer": _copied(self.outer_optimizer.state_dict()),
+            "inner_optimizer": _copied(self.inner_optimizer.state_dict()),
+            "outer_scheduler": outer_scheduler,
+            "inner_scheduler": inner_scheduler,
+            "adjoint": _copied(self._adjoint),
+            "solver_state": _copied(self._state),
+            "gathered": _copied(self._gathered),
+            "rng": rng,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where :meth:`state_dict` was taken; refused whole if it does not fit.
+
+        Raises:
+            InputError: another version, other parameters, or an optimizer that differs.
+        """
+        if not isinstance(state, dict) or state.get("version") != _VERSION:
+            found = state.get("version") if isinstance(state, dict) else type(state).__name__
+            raise InputError(f"state has version {found!r}; this release reads {_VERSION}.")
+        missing = self.state_dict().keys() - state.keys()
+        if missing:
+            raise InputError(f"state lacks {', '.join(sorted(missing))}.")
+        for name, leaves in (("phi", self._phi), ("theta", self._theta)):
+            _check_leaves(state[name], leaves, name)
+        for name in ("outer_scheduler", "inner_scheduler"):
+            if (getattr(self, name) is None) != (state[name] is None):
+                raise InputError(f"{name} is in one of the running and the saved loop only.")
+        before = self.state_dict()
+        try:
+            self._load(state)
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            self._load(before)
+            raise InputError(
+                f"state does not fit this loop; nothing was loaded: {error}"
+            ) from error
+
+    def _load(self, state: dict[str, Any]) -> None:
+        self.outer_optimizer.load_state_dict(_copied(state["outer_optimizer"]))
+        self.inner_optimizer.load_state_dict(_copied(state["inner_optimizer"]))
+        for name in ("outer_scheduler", "inner_scheduler"):
+            scheduler = getattr(self, name)
+            if scheduler is not None:
+                scheduler.load_state_dict(state[name])
+        with torch.no_grad():
+            for name, leaves in (("phi", self._phi), ("theta", self._theta)):
+                for leaf, saved in zip(leaves, state[name], strict=True):
+                    leaf.copy_(saved)
+        device = self._theta_layout.device
+        self.calls = int(state["calls"])
+        self._adjoint = _moved(state["adjoint"], device)
+        self._state = _moved(state["solver_state"], device)
+        self._gathered = _moved(state["gathered"], device)
+        torch.set_rng_state(state["rng"]["cpu"].cpu())
+        if "device" in state["rng"] and device.type != "cpu":
+            torch.get_device_module(device).set_rng_state(state["rng"]["device"].cpu(), device)
+
+
+def _held(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [leaf for group in optimizer.param_groups for leaf in group["params"]]
+
+
+def _leaves(
+    tree: Tree, argument: str, optimizer: torch.optim.Optimizer
+) -> tuple[list[Tensor], Layout]:
+    leaves, layout = flatten(tree, argument)
+    wanted, found = {id(leaf) for leaf in _held(optimizer)}, {id(leaf) for leaf in leaves}
+    if wanted != found:
+        raise InputError(
+            f"{argument} has {len(found - wanted)} leaf/leaves its optimizer does not hold, and the "
+            f"optimizer holds {len(wanted - found)} that {argument} lacks. Build the optimizer from "
+            f"the very tensors of {argument} (dict(module.named_parameters()) keeps them)."
+        )
+    for leaf in leaves:
+        if not (leaf.requires_grad and leaf.is_leaf):
+            raise InputError(f"every leaf of {argument} must be a parameter that requires grad.")
+    return leaves, layout
+
+
+def _apply(
+    leaves: Sequence[Tensor],
+    gradients: Sequence[Tensor],
+    optimizer: torch.optim.Optimizer,
+    max_norm: float | None,
+) -> None:
+    for leaf, gradient in zip(leaves, gradients, strict=True):
+        leaf.grad = gradient
+    if max_norm is not None:
+        torch.nn.utils.clip_grad_norm_(leaves, max_norm)
+    optimizer.step()
+    for leaf in leaves:
+        leaf.grad = None
+
+
+def _check_leaves(saved: Any, leaves: Sequence[Tensor], name: str) -> None:
+    if not isinstance(saved, list | tuple) or len(saved) != len(leaves):
+        raise InputError(f"state holds another number of leaves of {name} than {len(leaves)}.")
+    for index, (found, wanted) in enumerate(zip(saved, leaves, strict=True)):
+        if not isinstance(found, Tensor) or found.shape != wanted.shape:
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise InputError(
+                f"leaf {index} of {name} in state has shape {shape}; wanted {tuple(wanted.shape)}."
+            )
+
+
+def _copied(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(_copied(item) for item in value)
+    return value
+
+
+def _moved(value: Any, device: torch.device) -> Any:
+    if isinstance(value, Tensor):
+        return value.to(device, copy=True)
+    if isinstance(value, dict):
+        return {key: _moved(item, device) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_moved(item, device) for item in value]
+    return value
