@@ -1,4 +1,4 @@
-"""Vector-Jacobian and Jacobian-vector products that can themselves be differentiated, inside and outside transforms."""
+"""Products with a Jacobian that can be differentiated again, inside and outside transforms."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""Whether function transforms (``torch.func``) are at work, and what to say when they may not be."""
+"""Whether ``torch.func`` transforms are at work, and what to say when they may not be."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
+import torch._C._functorch as _functorch  # pyright: ignore[reportMissingImports]
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -13,7 +13,7 @@ from bilevel.errors import TransformError
 
 def active() -> bool:
     """True inside ``torch.func.vmap``, ``grad``, ``vjp``, ``jvp`` and their kin."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return _functorch.peek_interpreter_stack() is not None
 
 
 def refuse(name: str, *trees: Any) -> None:
@@ -21,7 +21,7 @@ def refuse(name: str, *trees: Any) -> None:
     if not active():
         return
     for leaf in pytree.tree_leaves(trees):
-        if isinstance(leaf, Tensor) and torch._C._functorch.is_functorch_wrapped_tensor(leaf):
+        if isinstance(leaf, Tensor) and _functorch.is_functorch_wrapped_tensor(leaf):
             raise TransformError(
                 f"{name} reads convergence off the numbers, which torch.func transforms hide. Use "
                 "bilevel.argmin, bilevel.root or bilevel.fixed_point inside a transform, or solve "
@@ -35,11 +35,11 @@ def refuse_forward_over_forward() -> None:
     ``torch.autograd.Function`` drops the outer tangent there without a word (seen in torch 2.13:
     the second derivative of a cube comes out as 0), so a wrong number would be returned.
     """
-    stack = torch._C._functorch.get_interpreter_stack() or []
-    forward = [level for level in stack if level.key() == torch._C._functorch.TransformType.Jvp]
+    stack = _functorch.get_interpreter_stack() or []
+    forward = [level for level in stack if level.key() == _functorch.TransformType.Jvp]
     if len(forward) > 1:
         raise TransformError(
-            "a forward derivative of a forward derivative of an implicit function is not carried by "
-            "torch.autograd.Function. Make one of the two reverse: torch.func.hessian, or "
+            "a forward derivative of a forward derivative of an implicit function is not carried "
+            "by torch.autograd.Function. Make one of the two reverse: torch.func.hessian, or "
             "jacfwd(jacrev(f)), or jacrev(jacrev(f))."
         )

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from bilevel.errors import InputError, NonFiniteError
 
 Tree = Any
-"""A pytree of floating tensors: a tensor, or nested lists, tuples, namedtuples and dicts of them."""
+"""A pytree of floating tensors: a tensor, or nested lists, tuples and dicts of them."""
 
 
 @dataclass(frozen=True)

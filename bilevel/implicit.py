@@ -1,22 +1,8 @@
-"""The implicit function theorem, attached to autograd: argmin, root and fixed point.
-
-``x*(params)`` solves ``G(x, params) = 0``. With ``A = d_x G`` at the solution
-
-    jvp:  dx = -A^-1 (d_params G) dparams         vjp:  dparams = -(d_params G)' A^-T dx
-
-Two autograd functions carry this. ``_Attach`` is the identity on ``x*`` with these derivatives;
-``_LinearSolve`` is ``A^-1 b`` (or ``A^-T b``), whose own derivatives are again linear solves. Each
-is written in terms of the other and of differentiable products, so every order, ``vmap`` and any
-nesting of transforms follow. Only ``_LinearSolve.forward`` iterates, and it always sees plain
-tensors: its ``vmap`` rule turns a batch of problems into one block-diagonal problem.
-
-Reference: Blondel et al., Efficient and modular implicit differentiation, 2022, section 2.
-"""
+"""Solutions as differentiable functions of their parameters: argmin, root and fixed point."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,188 +10,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from bilevel import _transforms
-from bilevel._autodiff import jvp, vjp
 from bilevel._guard import Guard
+from bilevel._implicit_function import Attach, Condition
 from bilevel._tree import Tree, check_same_kind, flatten
-from bilevel.curvature import JacobianOperator
 from bilevel.errors import InputError, TransformError
-from bilevel.linear import OnFailure, check_options, solve_rows
-from bilevel.operators import check_damping, damped
+from bilevel.linear import OnFailure, check_options
+from bilevel.operators import check_damping
 from bilevel.products import check_scalar
 from bilevel.solvers import Solver
-
-Field = Callable[..., Tensor]
-"""``(x, *params) -> G(x, params)``: flat x ``[*batch, n]`` to ``[*batch, n]``."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Condition:
-    """``G(x, params) = 0`` and how to solve with its Jacobian.
-
-    ``depth`` counts the batch dimensions that ``vmap`` has put in front of x.
-    """
-
-    field: Field
-    symmetric: bool
-    solver: Solver
-    damping: float
-    on_failure: OnFailure
-    depth: int = 0
-
-    def batched(self, in_dims: Sequence[int | None]) -> _Condition:
-        """The same condition for a batch, one more leading dimension on x and G."""
-        field = torch.func.vmap(self.field, in_dims=tuple(in_dims), randomness="same")
-        return replace(self, field=field, depth=self.depth + 1)
-
-    def solve(self, transposed: bool, b: Tensor, x: Tensor, params: Sequence[Tensor]) -> Tensor:
-        """``A^-1 b`` or ``A^-T b``, on plain tensors.
-
-        Args:
-            transposed: which of the two.
-            b: ``[*batch, *columns, n]``, several right-hand sides for each x.
-            x: ``[*batch, n]``.
-            params: what else the field depends on.
-        """
-        n = x.shape[-1]
-
-        def field(point: Tensor) -> Tensor:
-            return self.field(point.view(x.shape), *params).reshape(point.shape)
-
-        point = x.detach().reshape(-1, n) if self.depth else x.detach()
-        operator = damped(JacobianOperator(field, point, symmetric=self.symmetric), self.damping)
-        operator = operator.T if transposed else operator
-        if not self.depth:
-            rows = b.detach().reshape(-1, n)
-            return solve_rows(operator, rows, self.solver, on_failure=self.on_failure).value.view(
-                b.shape
-            )
-        # A batched operator takes one right-hand side per matrix at a time.
-        columns = b.detach().reshape(point.shape[0], -1, n).unbind(1)
-        state, values = None, []
-        for rows in columns:
-            solution = solve_rows(
-                operator, rows, self.solver, state=state, on_failure=self.on_failure
-            )
-            state = solution.state
-            values.append(solution.value)
-        return torch.stack(values, dim=1).view(b.shape)
-
-
-class _LinearSolve(torch.autograd.Function):
-    """``y = A^-1 b`` (``A^-T b`` if transposed), A the Jacobian of a condition at ``x, params``."""
-
-    @staticmethod
-    def forward(
-        condition: _Condition, transposed: bool, b: Tensor, x: Tensor, *params: Tensor
-    ) -> Tensor:
-        return condition.solve(transposed, b, x, params)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.condition, ctx.transposed, _, *tensors = inputs
-        ctx.save_for_backward(output, *tensors)
-        ctx.save_for_forward(output, *tensors)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        y, x, *params = ctx.saved_tensors
-        condition = ctx.condition
-        b_bar = _LinearSolve.apply(condition, not ctx.transposed, gradient, x, *params)
-        left, right = (y, b_bar) if ctx.transposed else (b_bar, y)
-
-        # A y = b moves by b_bar' dA y: differentiate left' A(x, params) right in its point.
-        def pulled(point: Tensor, *moving: Tensor) -> Tensor:
-            at = lambda p: condition.field(p, *moving)  # noqa: E731
-            return _over_columns(lambda row: vjp(at, [point], row)[0], x, left)
-
-        return None, None, b_bar, *vjp(pulled, [x, *params], -right)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        _transforms.refuse_forward_over_forward()
-        y, x, *params = ctx.saved_tensors
-        condition, transposed = ctx.condition, ctx.transposed
-        b_dot = tangents[2]
-
-        def product(point: Tensor, *moving: Tensor) -> Tensor:
-            at = lambda p: condition.field(p, *moving)  # noqa: E731
-            if transposed:
-                return _over_columns(lambda row: vjp(at, [point], row)[0], x, y)
-            return _over_columns(lambda row: jvp(at, [point], [row], point), x, y)
-
-        moved = jvp(product, [x, *params], tangents[3:], y)
-        rest = -moved if b_dot is None else b_dot - moved
-        return _LinearSolve.apply(condition, transposed, rest, x, *params)
-
-    @staticmethod
-    def vmap(
-        info: Any,
-        in_dims: tuple[int | None, ...],
-        condition: _Condition,
-        transposed: bool,
-        b: Tensor,
-        *point: Tensor,
-    ) -> tuple[Tensor, int]:
-        b_dim, *dims = in_dims[2:]
-        b = _batch_first(b, b_dim, info.batch_size)
-        if condition.depth == 0 and all(dim is None for dim in dims):
-            # One operator, many right-hand sides: rows of the same solve.
-            return _LinearSolve.apply(condition, transposed, b, *point), 0
-        moved = [_front(tensor, dim) for tensor, dim in zip(point, dims, strict=True)]
-        x = _batch_first(point[0], dims[0], info.batch_size)
-        inner = condition.batched([0, *(None if dim is None else 0 for dim in dims[1:])])
-        return _LinearSolve.apply(inner, transposed, b, x, *moved[1:]), 0
-
-
-class _Attach(torch.autograd.Function):
-    """The identity on a solution, with the derivative of the implicit function theorem."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(condition: _Condition, x: Tensor, *params: Tensor) -> Tensor:
-        return x.clone()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.condition, _, *params = inputs
-        # The output, not the input: it carries the dependence on the parameters that second
-        # derivatives need.
-        ctx.save_for_backward(output, *params)
-        ctx.save_for_forward(output, *params)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, *params = ctx.saved_tensors
-        adjoint = _LinearSolve.apply(ctx.condition, True, gradient, x, *params)
-        field = ctx.condition.field
-        return None, None, *vjp(lambda *moving: field(x, *moving), params, -adjoint)
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        _transforms.refuse_forward_over_forward()
-        x, *params = ctx.saved_tensors
-        field = ctx.condition.field
-        moved = jvp(lambda *moving: field(x, *moving), params, tangents[2:], x)
-        return _LinearSolve.apply(ctx.condition, False, -moved, x, *params)
-
-
-def _over_columns(product: Callable[[Tensor], Any], x: Tensor, value: Tensor) -> Tensor:
-    """A product with every right-hand side of ``[*batch, *columns, n]``."""
-    if value.ndim == x.ndim:
-        return product(value)
-    depth = x.ndim - 1
-    columns = value.flatten(depth, -2).movedim(depth, 0)
-    products = torch.func.vmap(product, randomness="same")(columns)
-    return products.movedim(0, depth).reshape(value.shape)
-
-
-def _front(tensor: Tensor, dim: int | None) -> Tensor:
-    return tensor if dim is None else tensor.movedim(dim, 0)
-
-
-def _batch_first(tensor: Tensor, dim: int | None, size: int) -> Tensor:
-    return tensor.expand(size, *tensor.shape) if dim is None else tensor.movedim(dim, 0)
 
 
 def argmin(
@@ -287,9 +99,9 @@ def root(
 ) -> Tree:
     """``x_star``, as a differentiable function of phi: the root of ``condition(phi, x) = 0``.
 
-    As :func:`argmin`, with any optimality condition in place of a gradient: KKT systems, equilibria,
-    stationarity of a game. The Jacobian ``A = d_x condition`` need not be symmetric: the vjp solves
-    with its transpose, the jvp with itself.
+    As :func:`argmin`, with any optimality condition in place of a gradient: KKT systems,
+    equilibria, stationarity of a game. The Jacobian ``A = d_x condition`` need not be symmetric:
+    the vjp solves with its transpose, the jvp with itself.
 
     Args:
         condition: ``(phi, x, *args) ->`` a tree like x, zero at the solution.
@@ -422,9 +234,9 @@ def _attach(
     x = layout.join([leaf.detach() for leaf in x_leaves])
     if torch.is_grad_enabled():
         _refuse_lost_derivatives(probe, x, params, names[0])
-    made = _Condition(field, symmetric, solver, damping, on_failure)
+    made = Condition(field, symmetric, solver, damping, on_failure)
     try:
-        attached = _Attach.apply(made, x, *params)
+        attached = Attach.apply(made, x, *params)
     except RuntimeError as error:
         if "escaped from inside a function being vmapped" in str(error):
             raise TransformError(_closure_message(names[0], "is being vmapped")) from error

@@ -36,7 +36,7 @@ def to_scipy(operator: LinearOperator) -> scipy.sparse.linalg.LinearOperator:
         return (operator.T @ tensor(array)).cpu().numpy().reshape(array.shape)
 
     dtype = np.float64 if operator.dtype == torch.float64 else np.float32
-    return scipy.sparse.linalg.LinearOperator(
+    return scipy.sparse.linalg.LinearOperator(  # pyright: ignore[reportCallIssue]
         operator.shape,
         matvec=product,
         rmatvec=transposed,

@@ -58,9 +58,10 @@ def solve(
         SolveError: the solve failed and ``on_failure="raise"``.
 
     Example:
+        >>> from bilevel import Matrix
         >>> A = Matrix(torch.tensor([[2.0, 1.0], [1.0, 3.0]]))
         >>> solution = solve(A, torch.tensor([3.0, 4.0]))
-        >>> solution.value, solution.result.name
+        >>> solution.value.round(decimals=4), solution.result.name
         (tensor([1., 1.]), 'SUCCESS')
     """
     if not isinstance(operator, LinearOperator):

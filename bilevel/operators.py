@@ -73,7 +73,7 @@ class LinearOperator(abc.ABC):
         return self if self.symmetric else _Transposed(self)
 
     def __matmul__(self, other: Any) -> Any:
-        """``A @ v`` for a vector ``[n]``, columns ``[n, k]``, or a tree of the operator's layout."""
+        """``A @ v`` for a vector ``[n]``, columns ``[n, k]``, or a tree of its layout."""
         rows, back = as_rows(self, other, "the operand")
         return back(self.rows(rows))
 
@@ -391,7 +391,8 @@ def as_rows(
         return value.T.contiguous(), lambda rows: rows.T.contiguous()
     if operator.layout is None:
         raise InputError(
-            f"{argument} is {_kind(value)}; wanted a vector [{n}] or columns [{n}, k] for {operator!r}."
+            f"{argument} is {_kind(value)}; wanted a vector [{n}] or columns [{n}, k] for "
+            f"{operator!r}."
         )
     layout = operator.layout
     leaves = layout.matching_leaves(value, argument, "what the operator acts on")

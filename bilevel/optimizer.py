@@ -167,8 +167,8 @@ class BilevelOptimizer:
             found = torch.autograd.grad(value, self._theta, materialize_grads=True)
             if not bool(torch.isfinite(value.detach())):
                 raise NonFiniteError(
-                    f"inner is {float(value.detach())} at inner step {index}; theta has not moved in "
-                    "this step. Lower the inner learning rate or clip with inner_max_norm."
+                    f"inner is {float(value.detach())} at inner step {index}; theta has not moved "
+                    "in this step. Lower the inner learning rate or clip with inner_max_norm."
                 )
             _apply(self._theta, found, self.inner_optimizer, self.inner_max_norm)
             if self.inner_scheduler is not None:
@@ -274,8 +274,8 @@ def _leaves(
     wanted, found = {id(leaf) for leaf in _held(optimizer)}, {id(leaf) for leaf in leaves}
     if wanted != found:
         raise InputError(
-            f"{argument} has {len(found - wanted)} leaf/leaves its optimizer does not hold, and the "
-            f"optimizer holds {len(wanted - found)} that {argument} lacks. Build the optimizer from "
+            f"{argument} has {len(found - wanted)} leaf/leaves its optimizer does not hold, and "
+            f"the optimizer holds {len(wanted - found)} that {argument} lacks. Build it from "
             f"the very tensors of {argument} (dict(module.named_parameters()) keeps them)."
         )
     for leaf in leaves:

@@ -1,4 +1,4 @@
-"""``implicit_grad`` and ``ImplicitProblem``: hypergradients of a bilevel problem, with their report."""
+"""``implicit_grad`` and ``ImplicitProblem``: hypergradients, with a report of what they rest on."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from bilevel import _transforms
-from bilevel._guard import Guard
-from bilevel._tree import Layout, Tree, check_finite, check_same_kind, flatten, leaf_name
+from bilevel._point import Point, filled
+from bilevel._tree import Tree, check_finite, leaf_name
 from bilevel.curvature import GaussNewton, HessianOperator
-from bilevel.errors import CurvatureWarning, InputError, NonFiniteError, TransformError, outside
+from bilevel.errors import CurvatureWarning, InputError, TransformError, outside
 from bilevel.implicit import argmin
 from bilevel.linear import OnFailure, check_options, solve_rows
 from bilevel.operators import LinearOperator, check_damping, damped
-from bilevel.products import HVP, Objective, Products, check_hvp, products
+from bilevel.products import HVP, Products, check_hvp
 from bilevel.refine import refine
 from bilevel.solution import Solution, State
 from bilevel.solvers import Solver
@@ -156,7 +156,7 @@ class ImplicitProblem:
         """The hypergradient at ``(phi, theta)``; see :func:`bilevel.implicit_grad`."""
         if _transforms.active():
             return self._transformed(phi, theta, outer_args, inner_args, return_info)
-        point = _Point.of(self, phi, theta, outer_args, inner_args)
+        point = Point.of(self.outer, self.inner, self.hvp, phi, theta, outer_args, inner_args)
         guess = None
         if initial is not None:
             leaves = point.theta_layout.matching_leaves(initial, "initial", "theta")
@@ -174,8 +174,8 @@ class ImplicitProblem:
         adjoint = solution.value.squeeze(0)
         mixed = inner.mixed(adjoint)
         _check_depends(direct, mixed)
-        direct = _filled(direct, point.phi)
-        implicit = [-leaf for leaf in _filled(mixed, point.phi)]
+        direct = filled(direct, point.phi)
+        implicit = [-leaf for leaf in filled(mixed, point.phi)]
         gradient = [d + i for d, i in zip(direct, implicit, strict=True)]
         tree = point.phi_layout.tree(gradient)
         check_finite(tree, gradient, "the hypergradient in phi")
@@ -209,12 +209,12 @@ class ImplicitProblem:
 
     def operator(self, phi: Tree, theta: Tree, *, inner_args: Sequence[Any] = ()) -> LinearOperator:
         """The curvature that would be inverted at a point, damping included, as an operator."""
-        point = _Point.of(self, phi, theta, (), inner_args)
+        point = Point.of(self.outer, self.inner, self.hvp, phi, theta, (), inner_args)
         return self._operator(point.products(), point)
 
     def stationarity(self, phi: Tree, theta: Tree, *, inner_args: Sequence[Any] = ()) -> float:
         """The norm of ``d_theta inner``: how far theta is from solving the inner problem."""
-        point = _Point.of(self, phi, theta, (), inner_args)
+        point = Point.of(self.outer, self.inner, self.hvp, phi, theta, (), inner_args)
         return float(torch.linalg.vector_norm(point.products().gradient))
 
     def refine(
@@ -253,7 +253,7 @@ class ImplicitProblem:
             >>> bool((theta - 1).abs() < 0.1)
             True
         """
-        point = _Point.of(self, phi, theta, (), inner_args)
+        point = Point.of(self.outer, self.inner, self.hvp, phi, theta, (), inner_args)
         return refine(
             point.inner,
             point.phi,
@@ -265,7 +265,7 @@ class ImplicitProblem:
             optimizer,
         )
 
-    def _operator(self, inner: Products, point: _Point) -> LinearOperator:
+    def _operator(self, inner: Products, point: Point) -> LinearOperator:
         if self.curvature is None:
             base: LinearOperator = HessianOperator(inner, point.theta_layout)
         else:
@@ -278,12 +278,12 @@ class ImplicitProblem:
             )
         return damped(base, self.damping)
 
-    def _check_inner(self, inner: Products, point: _Point) -> None:
+    def _check_inner(self, inner: Products, point: Point) -> None:
         if inner.unused and not self.damping:
             names = [leaf_name(point.theta_tree, i, "theta") for i in inner.unused]
             raise InputError(
-                f"inner does not depend on {', '.join(names)}: its Hessian is singular there. Leave "
-                "the leaf out of theta, add a penalty on it to inner, or set damping > 0."
+                f"inner does not depend on {', '.join(names)}: its Hessian is singular there. "
+                "Leave the leaf out of theta, add a penalty on it to inner, or set damping > 0."
             )
 
     def _name_negative_curvature(self, solution: Solution) -> None:
@@ -408,106 +408,18 @@ def implicit_grad(
     )
 
 
-@dataclass(frozen=True)
-class _Point:
-    """A problem at a point, its trees checked and taken apart."""
-
-    hvp: HVP
-    phi_tree: Tree
-    theta_tree: Tree
-    phi_layout: Layout
-    theta_layout: Layout
-    phi: list[Tensor]
-    theta: list[Tensor]
-    outer: Objective
-    inner: Objective
-
-    @classmethod
-    def of(
-        cls,
-        problem: ImplicitProblem,
-        phi: Tree,
-        theta: Tree,
-        outer_args: Sequence[Any],
-        inner_args: Sequence[Any],
-    ) -> _Point:
-        phi_leaves, phi_layout = flatten(phi, "phi")
-        theta_leaves, theta_layout = flatten(theta, "theta")
-        check_same_kind(theta_layout, "theta", phi_layout, "phi")
-        check_finite(phi, phi_leaves, "phi")
-        check_finite(theta, theta_leaves, "theta")
-        functions = (problem.outer, problem.inner)
-        guard = Guard(functions, (tuple(outer_args), tuple(inner_args)), theta_layout.device)
-        return cls(
-            hvp=problem.hvp,
-            phi_tree=phi,
-            theta_tree=theta,
-            phi_layout=phi_layout,
-            theta_layout=theta_layout,
-            phi=_fresh(phi_leaves),
-            theta=_fresh(theta_leaves),
-            outer=Objective(problem.outer, "outer", phi_layout, theta_layout, outer_args, guard),
-            inner=Objective(problem.inner, "inner", phi_layout, theta_layout, inner_args, guard),
-        )
-
-    def first_order(self) -> tuple[Tensor, list[Tensor | None], Tensor]:
-        """The outer value, its gradient in phi (None where unused), and in theta, flat."""
-        with torch.enable_grad():
-            value = self.outer(self.phi, self.theta)
-        if not value.requires_grad:
-            raise InputError(
-                "outer depends on neither phi nor theta in a way autograd can see. Use the tensors "
-                "it is handed, without torch.no_grad or .detach() on the way."
-            )
-        found = torch.autograd.grad(value, [*self.phi, *self.theta], allow_unused=True)
-        direct, slope = list(found[: len(self.phi)]), found[len(self.phi) :]
-        flat = self.theta_layout.join(_filled(slope, self.theta))
-        if not bool(torch.isfinite(value + flat.sum())):
-            _raise_non_finite("the value of outer", value)
-            _raise_non_finite("the gradient of outer in theta", flat)
-        return value.detach(), direct, flat
-
-    def products(self) -> Products:
-        """First and second derivatives of the inner objective."""
-        made = products(self.hvp, self.inner, self.phi, self.theta)
-        if not bool(torch.isfinite(made.value + made.gradient.sum())):
-            _raise_non_finite("the value of inner", made.value)
-            _raise_non_finite("the gradient of inner in theta", made.gradient)
-        return made
-
-
-def _fresh(leaves: Sequence[Tensor]) -> list[Tensor]:
-    # Inference tensors cannot be saved for a backward; a copy made here can.
-    return [
-        (leaf.clone() if leaf.is_inference() else leaf.detach()).requires_grad_() for leaf in leaves
-    ]
-
-
-def _raise_non_finite(what: str, tensor: Tensor) -> None:
-    if not bool(torch.isfinite(tensor).all()):
-        raise NonFiniteError(
-            f"{what} is NaN or infinite. Look at the objective near theta (overflow, log of zero, "
-            "division by zero, a derivative that does not exist there)."
-        )
-
-
-def _filled(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    pairs = zip(found, like, strict=True)
-    return [torch.zeros_like(leaf) if grad is None else grad for grad, leaf in pairs]
-
-
 def _check_depends(direct: Sequence[Tensor | None], mixed: Sequence[Tensor | None]) -> None:
     """Refuse a phi that nothing depends on: zeros would look like a converged answer."""
     if all(leaf is None for leaf in (*direct, *mixed)):
         raise InputError(
-            "neither outer nor the theta-gradient of inner depends on phi in a way autograd can see, "
-            "so the hypergradient would be zero. Use the phi the functions are handed, not one they "
-            "close over."
+            "neither outer nor the theta-gradient of inner depends on phi in a way autograd can "
+            "see, so the hypergradient would be zero. Use the phi the functions are handed, not "
+            "one they close over."
         )
 
 
 def _info(
-    point: _Point,
+    point: Point,
     outer_value: Tensor,
     direct: Sequence[Tensor],
     implicit: Sequence[Tensor],

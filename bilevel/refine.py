@@ -102,8 +102,9 @@ def _line_search(
     slope: float,
     norm: float,
 ) -> float:
-    """Halve until the value falls enough; near the optimum, where it no longer can be seen to in
-    this precision, until the gradient does.
+    """Halve the step until the value falls enough.
+
+    Near the optimum the fall drowns in rounding; there a falling gradient decides.
     """
     step = 1.0
     for _ in range(_HALVINGS):
@@ -146,7 +147,7 @@ def _descend(
         if norm <= tolerance:
             return [leaf.detach() for leaf in leaves], norm
         closure()
-        torch_optimizer.step(closure)
+        torch_optimizer.step(closure)  # pyright: ignore[reportCallIssue, reportArgumentType]
     norm = float(torch.linalg.vector_norm(_gradient(inner, phi, leaves)[1]))
     return [leaf.detach() for leaf in leaves], norm
 
@@ -156,12 +157,12 @@ def _gradient(inner: Objective, phi: list[Tensor], theta: Sequence[Tensor]) -> t
     with torch.enable_grad():
         value = inner(phi, leaves)
     found = torch.autograd.grad(value, leaves, materialize_grads=True)
-    return float(value), inner.theta.join(found)
+    return float(value.detach()), inner.theta.join(found)
 
 
 def _require_finite(value: float, norm: float) -> None:
     if not (math.isfinite(value) and math.isfinite(norm)):
         raise NonFiniteError(
-            "the inner objective or its gradient became NaN or infinite while refining theta. Start "
-            "nearer to the optimum, add damping, or lower the optimizer's learning rate."
+            "the inner objective or its gradient became NaN or infinite while refining theta. "
+            "Start nearer to the optimum, add damping, or lower the optimizer's learning rate."
         )

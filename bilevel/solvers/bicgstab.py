@@ -41,7 +41,7 @@ class BiCGStab(Iterative):
     Example:
         >>> import bilevel, torch
         >>> A = bilevel.Matrix(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
-        >>> bilevel.solve(A, torch.tensor([3.0, 1.0]), BiCGStab()).value
+        >>> bilevel.solve(A, torch.tensor([3.0, 1.0]), BiCGStab()).value.round(decimals=4)
         tensor([1., 1.])
     """
 

@@ -35,7 +35,7 @@ class GMRES(Iterative):
     Example:
         >>> import bilevel, torch
         >>> A = bilevel.Matrix(torch.tensor([[1.0, 2.0], [0.0, 1.0]]))
-        >>> bilevel.solve(A, torch.tensor([3.0, 1.0]), GMRES()).value
+        >>> bilevel.solve(A, torch.tensor([3.0, 1.0]), GMRES()).value.round(decimals=4)
         tensor([1., 1.])
     """
 
@@ -82,7 +82,7 @@ class GMRES(Iterative):
         state: State,
         budget: int,
     ) -> tuple[Tensor, int]:
-        """One Arnoldi process from the residual; returns the correction ``[k, n]`` and its steps."""
+        """One Arnoldi process from the residual: the correction ``[k, n]`` and its steps."""
         k, n = r.shape
         length = min(self.restart, n, budget)
         basis = r.new_zeros(k, length + 1, n)

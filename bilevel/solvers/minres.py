@@ -43,7 +43,7 @@ class MINRES(Iterative):
     Example:
         >>> import bilevel, torch
         >>> A = bilevel.Matrix(torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
-        >>> bilevel.solve(A, torch.tensor([1.0, 2.0]), MINRES()).value
+        >>> bilevel.solve(A, torch.tensor([1.0, 2.0]), MINRES()).value.round(decimals=4)
         tensor([2., 1.])
     """
 

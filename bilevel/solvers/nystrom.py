@@ -18,7 +18,7 @@ from bilevel.solvers.base import NEGATIVE, Outcome, Solver, check_count
 
 @dataclass(frozen=True)
 class Nystrom(Solver):
-    """Invert ``U diag(eigenvalues) U' + rho (I - U U')``, a randomized picture of A, in closed form.
+    """Invert ``U diag(eigenvalues) U' + rho (I - U U')``, a randomized picture of A.
 
     All products are made at once, before the solve, and the picture can be used again. Exact when
     ``rank >= n``; otherwise as good as A is close to low rank plus a multiple of the identity,

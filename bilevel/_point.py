@@ -1,0 +1,105 @@
+"""A bilevel problem at one point: trees checked and taken apart, derivatives of both objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bilevel._guard import Guard
+from bilevel._tree import Layout, Tree, check_finite, check_same_kind, flatten
+from bilevel.errors import InputError, NonFiniteError
+from bilevel.products import HVP, Objective, Products, products
+
+
+@dataclass(frozen=True)
+class Point:
+    """A problem at a point, its trees checked and taken apart."""
+
+    hvp: HVP
+    phi_tree: Tree
+    theta_tree: Tree
+    phi_layout: Layout
+    theta_layout: Layout
+    phi: list[Tensor]
+    theta: list[Tensor]
+    outer: Objective
+    inner: Objective
+
+    @classmethod
+    def of(
+        cls,
+        outer: Callable[..., Tensor],
+        inner: Callable[..., Tensor],
+        hvp: HVP,
+        phi: Tree,
+        theta: Tree,
+        outer_args: Sequence[Any],
+        inner_args: Sequence[Any],
+    ) -> Point:
+        phi_leaves, phi_layout = flatten(phi, "phi")
+        theta_leaves, theta_layout = flatten(theta, "theta")
+        check_same_kind(theta_layout, "theta", phi_layout, "phi")
+        check_finite(phi, phi_leaves, "phi")
+        check_finite(theta, theta_leaves, "theta")
+        functions = (outer, inner)
+        guard = Guard(functions, (tuple(outer_args), tuple(inner_args)), theta_layout.device)
+        return cls(
+            hvp=hvp,
+            phi_tree=phi,
+            theta_tree=theta,
+            phi_layout=phi_layout,
+            theta_layout=theta_layout,
+            phi=_fresh(phi_leaves),
+            theta=_fresh(theta_leaves),
+            outer=Objective(outer, "outer", phi_layout, theta_layout, outer_args, guard),
+            inner=Objective(inner, "inner", phi_layout, theta_layout, inner_args, guard),
+        )
+
+    def first_order(self) -> tuple[Tensor, Sequence[Tensor | None], Tensor]:
+        """The outer value, its gradient in phi (None where unused), and in theta, flat."""
+        with torch.enable_grad():
+            value = self.outer(self.phi, self.theta)
+        if not value.requires_grad:
+            raise InputError(
+                "outer depends on neither phi nor theta in a way autograd can see. Use the tensors "
+                "it is handed, without torch.no_grad or .detach() on the way."
+            )
+        found = torch.autograd.grad(value, [*self.phi, *self.theta], allow_unused=True)
+        direct, slope = found[: len(self.phi)], found[len(self.phi) :]
+        flat = self.theta_layout.join(filled(slope, self.theta))
+        if not bool(torch.isfinite(value + flat.sum())):
+            _raise_non_finite("the value of outer", value)
+            _raise_non_finite("the gradient of outer in theta", flat)
+        return value.detach(), direct, flat
+
+    def products(self) -> Products:
+        """First and second derivatives of the inner objective."""
+        made = products(self.hvp, self.inner, self.phi, self.theta)
+        if not bool(torch.isfinite(made.value + made.gradient.sum())):
+            _raise_non_finite("the value of inner", made.value)
+            _raise_non_finite("the gradient of inner in theta", made.gradient)
+        return made
+
+
+def _fresh(leaves: Sequence[Tensor]) -> list[Tensor]:
+    # Inference tensors cannot be saved for a backward; a copy made here can.
+    return [
+        (leaf.clone() if leaf.is_inference() else leaf.detach()).requires_grad_() for leaf in leaves
+    ]
+
+
+def _raise_non_finite(what: str, tensor: Tensor) -> None:
+    if not bool(torch.isfinite(tensor).all()):
+        raise NonFiniteError(
+            f"{what} is NaN or infinite. Look at the objective near theta (overflow, log of zero, "
+            "division by zero, a derivative that does not exist there)."
+        )
+
+
+def filled(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    pairs = zip(found, like, strict=True)
+    return [torch.zeros_like(leaf) if grad is None else grad for grad, leaf in pairs]
