@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -36,7 +36,9 @@ def to_scipy(operator: LinearOperator) -> scipy.sparse.linalg.LinearOperator:
         return (operator.T @ tensor(array)).cpu().numpy().reshape(array.shape)
 
     dtype = np.float64 if operator.dtype == torch.float64 else np.float32
-    return scipy.sparse.linalg.LinearOperator(  # pyright: ignore[reportCallIssue]
+    # The stubs know the base class alone, not the constructor that takes functions.
+    make: Any = scipy.sparse.linalg.LinearOperator
+    return make(
         operator.shape,
         matvec=product,
         rmatvec=transposed,
