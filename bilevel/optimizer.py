@@ -126,6 +126,7 @@ class BilevelOptimizer:
                 optimizer has moved then.
         """
         self._descend(inner_args, inner_batches)
+        self._draw()
         fresh = self.calls % self.reuse_state == 0
         gradient, info = self.problem.implicit_grad(
             self.phi,
@@ -145,6 +146,13 @@ class BilevelOptimizer:
         if self.calls % self.accumulate == 0:
             self._step_outer()
         return info
+
+    def _draw(self) -> None:
+        # A hypergradient rewinds the generators it uses. One number drawn before each keeps
+        # dropout masks and samples from being the same in every call.
+        torch.rand(())
+        if self._theta_layout.device.type not in ("cpu", "meta"):
+            torch.rand((), device=self._theta_layout.device)
 
     def _guess(self) -> Tree:
         if not self.warm_start or self._adjoint is None:
