@@ -15,6 +15,8 @@ from latex2mathml.converter import convert
 _FORMULA = re.compile(
     r'<(?P<tag>span|div) class="arithmatex">\\[(\[](?P<latex>.*?)\\[)\]]</(?P=tag)>', re.DOTALL
 )
+# Bars of norms and absolute values: as tall as a letter, and close to what they hold.
+_BAR = re.compile(r"<mo>(&#x02016;|&#x0007C;)</mo>")
 
 
 def on_page_content(content: str, **_: Any) -> str:
@@ -24,4 +26,5 @@ def on_page_content(content: str, **_: Any) -> str:
 
 def _mathml(match: re.Match[str]) -> str:
     display = "block" if match["tag"] == "div" else "inline"
-    return convert(html.unescape(match["latex"]).strip(), display=display)
+    formula = convert(html.unescape(match["latex"]).strip(), display=display)
+    return _BAR.sub(r'<mo stretchy="false" lspace="0" rspace="0">\1</mo>', formula)
