@@ -88,7 +88,9 @@ def test_the_wheel_holds_the_typed_packages_and_nothing_else(wheel: Path) -> Non
     assert "bilevel" in packages
     assert packages <= {"bilevel", "structured"}
     assert {f"{package}/py.typed" for package in packages} <= set(names)
-    assert all(name.endswith((".py", ".tsv", "py.typed")) or ".dist-info/" in name for name in names)
+    assert all(
+        name.endswith((".py", ".tsv", "py.typed")) or ".dist-info/" in name for name in names
+    )
 
 
 def test_the_package_needs_torch_alone() -> None:
