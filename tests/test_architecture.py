@@ -13,12 +13,13 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 PACKAGES = ("bilevel", "structured")
+BRIDGES = ("interop.py", "operators.py")  # to_scipy and from_scipy
 
 # From the bottom up: a module imports from its own layer and from those before it.
 LAYERS = (
     ("errors",),
     ("_tree", "_guard", "_transforms", "_autodiff", "solution"),
-    ("operators", "interop"),
+    ("operators", "matrices", "interop"),
     ("_spectrum",),
     ("preconditioners",),
     ("solvers",),
@@ -84,7 +85,7 @@ def test_bilevel_imports_torch_and_the_standard_library_alone() -> None:
 def test_bilevel_reaches_for_numpy_and_scipy_only_where_it_bridges_to_them() -> None:
     allowed = sys.stdlib_module_names | {"torch", "bilevel"}
     for path in _files("bilevel"):
-        extra = {"numpy", "scipy"} if path.name == "interop.py" else set()
+        extra = {"numpy", "scipy"} if path.name in BRIDGES else set()
         found = {name.split(".")[0] for name in _imports(path, lazy=True)}
         assert found <= allowed | extra, path
 
