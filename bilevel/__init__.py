@@ -14,7 +14,8 @@ from bilevel.errors import (
 from bilevel.implicit import argmin, fixed_point, root
 from bilevel.interop import from_scipy
 from bilevel.linear import solve
-from bilevel.operators import Diagonal, FunctionOperator, Identity, LinearOperator, Matrix
+from bilevel.matrices import Diagonal, FunctionOperator, Identity, Matrix
+from bilevel.operators import LinearOperator
 from bilevel.optimizer import BilevelOptimizer
 from bilevel.preconditioners import Jacobi, NystromPreconditioner, Preconditioner
 from bilevel.problem import HypergradientInfo, ImplicitProblem, implicit_grad

@@ -1,8 +1,8 @@
-"""The bridge to SciPy: operators from here solved there, and the other way round."""
+"""SciPy operators solved by this package; ``LinearOperator.to_scipy`` is the way back."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -13,39 +13,6 @@ from bilevel.operators import LinearOperator
 if TYPE_CHECKING:
     import numpy as np
     import scipy.sparse.linalg
-
-
-def to_scipy(operator: LinearOperator) -> scipy.sparse.linalg.LinearOperator:
-    """See :meth:`bilevel.LinearOperator.to_scipy`."""
-    import numpy as np
-    import scipy.sparse.linalg
-
-    if operator.batch is not None:
-        raise InputError("a batched operator holds several matrices; SciPy takes one at a time.")
-    if operator.dtype not in (torch.float32, torch.float64):
-        raise InputError(f"SciPy has no {operator.dtype}; use float32 or float64.")
-
-    def tensor(array: np.ndarray) -> Tensor:
-        columns = torch.as_tensor(np.ascontiguousarray(array.reshape(operator.size, -1)))
-        return columns.to(operator.device, operator.dtype)
-
-    def product(array: np.ndarray) -> np.ndarray:
-        return (operator @ tensor(array)).cpu().numpy().reshape(array.shape)
-
-    def transposed(array: np.ndarray) -> np.ndarray:
-        return (operator.T @ tensor(array)).cpu().numpy().reshape(array.shape)
-
-    dtype = np.float64 if operator.dtype == torch.float64 else np.float32
-    # The stubs know the base class alone, not the constructor that takes functions.
-    make: Any = scipy.sparse.linalg.LinearOperator
-    return make(
-        operator.shape,
-        matvec=product,
-        rmatvec=transposed,
-        matmat=product,
-        rmatmat=transposed,
-        dtype=dtype,
-    )
 
 
 class ScipyOperator(LinearOperator):

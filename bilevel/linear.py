@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bilevel import _transforms
 from bilevel.errors import ConvergenceWarning, InputError, NonFiniteError, SolveError, outside
-from bilevel.operators import LinearOperator, as_rows
+from bilevel.operators import LinearOperator, as_rows, facts
 from bilevel.solution import ColumnStats, Result, Solution, State, Stats
 from bilevel.solvers.auto import Auto
 from bilevel.solvers.base import FLAGS, OK, Solver, column, dot, ratio
@@ -125,14 +125,7 @@ class _Counted(LinearOperator):
     """The operator, with its products counted."""
 
     def __init__(self, base: LinearOperator) -> None:
-        super().__init__(
-            base.size,
-            base.dtype,
-            base.device,
-            symmetric=base.symmetric,
-            layout=base.layout,
-            batch=base.batch,
-        )
+        super().__init__(**facts(base))
         self._base = base
         self.products = 0
 

@@ -32,6 +32,7 @@ class LinearOperator(abc.ABC):
         batch: None for one matrix; B when row i is multiplied by the i-th of B matrices.
 
     Example:
+        >>> from bilevel import Identity, Matrix
         >>> A = Matrix(torch.tensor([[2.0, 1.0], [1.0, 3.0]]))
         >>> (A + 0.5 * Identity(2)) @ torch.tensor([1.0, 0.0])
         tensor([2.5000, 1.0000])
@@ -114,162 +115,52 @@ class LinearOperator(abc.ABC):
 
         Example:
             >>> import scipy.sparse.linalg
+            >>> from bilevel import Matrix
             >>> A = Matrix(torch.tensor([[2.0, 1.0], [1.0, 3.0]], dtype=torch.float64))
             >>> x, info = scipy.sparse.linalg.cg(A.to_scipy(), [3.0, 4.0])
             >>> [round(float(v), 6) for v in x]
             [1.0, 1.0]
         """
-        from bilevel.interop import to_scipy
+        import numpy as np
+        import scipy.sparse.linalg
 
-        return to_scipy(self)
+        if self.batch is not None:
+            raise InputError(
+                "a batched operator holds several matrices; SciPy takes one at a time."
+            )
+        if self.dtype not in (torch.float32, torch.float64):
+            raise InputError(f"SciPy has no {self.dtype}; use float32 or float64.")
+
+        def tensor(array: np.ndarray) -> Tensor:
+            columns = torch.as_tensor(np.ascontiguousarray(array.reshape(self.size, -1)))
+            return columns.to(self.device, self.dtype)
+
+        def product(array: np.ndarray) -> np.ndarray:
+            return (self @ tensor(array)).cpu().numpy().reshape(array.shape)
+
+        def transposed(array: np.ndarray) -> np.ndarray:
+            return (self.T @ tensor(array)).cpu().numpy().reshape(array.shape)
+
+        dtype = np.float64 if self.dtype == torch.float64 else np.float32
+        # The stubs know the base class alone, not the constructor that takes functions.
+        make: Any = scipy.sparse.linalg.LinearOperator
+        return make(
+            self.shape,
+            matvec=product,
+            rmatvec=transposed,
+            matmat=product,
+            rmatmat=transposed,
+            dtype=dtype,
+        )
 
     def __repr__(self) -> str:
         kind = "symmetric" if self.symmetric else "general"
         return f"{type(self).__name__}(n={self.size}, {kind}, {self.dtype}, {self.device})"
 
 
-class Matrix(LinearOperator):
-    """A dense matrix as an operator.
-
-    Args:
-        matrix: ``[n, n]``, or ``[B, n, n]`` for one matrix per row.
-        symmetric: None (default) compares the matrix with its transpose, to rounding.
-
-    Raises:
-        InputError: not square, not floating, not finite, or it requires grad.
-    """
-
-    def __init__(self, matrix: Tensor, symmetric: bool | None = None) -> None:
-        if not isinstance(matrix, Tensor) or not matrix.is_floating_point():
-            raise InputError(f"matrix must be a floating tensor, found {_kind(matrix)}.")
-        if matrix.ndim not in (2, 3) or matrix.shape[-1] != matrix.shape[-2]:
-            raise InputError(
-                f"matrix has shape {tuple(matrix.shape)}; wanted [n, n], or [B, n, n] for a batch."
-            )
-        _refuse_grad(matrix, "matrix")
-        if not bool(torch.isfinite(matrix).all()):
-            raise InputError("matrix holds a NaN or an infinity.")
-        if symmetric is None:
-            scale = float(matrix.abs().max()) if matrix.numel() else 0.0
-            gap = float((matrix - matrix.mT).abs().max()) if matrix.numel() else 0.0
-            symmetric = gap <= 8 * torch.finfo(matrix.dtype).eps * scale
-        batch = matrix.shape[0] if matrix.ndim == 3 else None
-        super().__init__(
-            matrix.shape[-1], matrix.dtype, matrix.device, symmetric=symmetric, batch=batch
-        )
-        self._matrix = matrix
-
-    def rows(self, rows: Tensor) -> Tensor:
-        return _times(self._matrix, rows)
-
-    def rows_transposed(self, rows: Tensor) -> Tensor:
-        return _times(self._matrix.mT, rows)
-
-    def to_dense(self) -> Tensor:
-        return self._matrix.clone()
-
-
-class Diagonal(LinearOperator):
-    """A diagonal matrix, given by its diagonal ``[n]``."""
-
-    def __init__(self, diagonal: Tensor) -> None:
-        if not isinstance(diagonal, Tensor) or not diagonal.is_floating_point():
-            raise InputError(f"diagonal must be a floating tensor, found {_kind(diagonal)}.")
-        if diagonal.ndim != 1:
-            raise InputError(f"diagonal has shape {tuple(diagonal.shape)}; wanted [n].")
-        _refuse_grad(diagonal, "diagonal")
-        super().__init__(diagonal.shape[0], diagonal.dtype, diagonal.device, symmetric=True)
-        self._diagonal = diagonal
-
-    def rows(self, rows: Tensor) -> Tensor:
-        return rows * self._diagonal
-
-    rows_transposed = rows
-
-    def diagonal(self) -> Tensor:
-        return self._diagonal.clone()
-
-
-class Identity(Diagonal):
-    """The identity of size n; ``A + damping * Identity(n)`` damps A.
-
-    Args:
-        size: n.
-        dtype: default float32.
-        device: default CPU.
-    """
-
-    def __init__(
-        self, size: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
-    ) -> None:
-        if size < 0:
-            raise InputError(f"size must be at least 0, found {size}.")
-        super().__init__(torch.ones(size, dtype=dtype, device=device))
-
-
-class FunctionOperator(LinearOperator):
-    """An operator given by a function ``v [n] -> A v [n]``.
-
-    Args:
-        matvec: the product.
-        size: n.
-        transposed: the product with A', if A is not symmetric and A' is needed.
-        symmetric: whether A equals A' (default False: nothing is assumed).
-        dtype: default float32.
-        device: default CPU.
-
-    Raises:
-        InputError: a product has another shape or dtype than its operand.
-
-    Example:
-        >>> A = FunctionOperator(lambda v: 2 * v, 3, symmetric=True)
-        >>> A @ torch.ones(3)
-        tensor([2., 2., 2.])
-    """
-
-    def __init__(
-        self,
-        matvec: Callable[[Tensor], Tensor],
-        size: int,
-        *,
-        transposed: Callable[[Tensor], Tensor] | None = None,
-        symmetric: bool = False,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ) -> None:
-        super().__init__(size, dtype, device, symmetric=symmetric)
-        self._matvec = matvec
-        self._transposed = matvec if symmetric else transposed
-
-    def rows(self, rows: Tensor) -> Tensor:
-        return torch.stack([self._checked(self._matvec, row) for row in rows])
-
-    def rows_transposed(self, rows: Tensor) -> Tensor:
-        if self._transposed is None:
-            raise InputError(
-                "this FunctionOperator knows no product with its transpose; give transposed=."
-            )
-        return torch.stack([self._checked(self._transposed, row) for row in rows])
-
-    def _checked(self, product: Callable[[Tensor], Tensor], row: Tensor) -> Tensor:
-        value = product(row)
-        if not isinstance(value, Tensor) or value.shape != row.shape or value.dtype != row.dtype:
-            raise InputError(
-                f"matvec returned {_kind(value)}; wanted {row.dtype} of shape {tuple(row.shape)}."
-            )
-        return value
-
-
 class _Transposed(LinearOperator):
     def __init__(self, base: LinearOperator) -> None:
-        super().__init__(
-            base.size,
-            base.dtype,
-            base.device,
-            symmetric=False,
-            layout=base.layout,
-            batch=base.batch,
-        )
+        super().__init__(**facts(base))
         self._base = base
 
     @property
@@ -315,14 +206,7 @@ class _Sum(LinearOperator):
 
 class _Scaled(LinearOperator):
     def __init__(self, base: LinearOperator, factor: float) -> None:
-        super().__init__(
-            base.size,
-            base.dtype,
-            base.device,
-            symmetric=base.symmetric,
-            layout=base.layout,
-            batch=base.batch,
-        )
+        super().__init__(**facts(base))
         self._base, self._factor = base, factor
 
     def rows(self, rows: Tensor) -> Tensor:
@@ -341,14 +225,7 @@ class Damped(LinearOperator):
     """
 
     def __init__(self, base: LinearOperator, damping: float) -> None:
-        super().__init__(
-            base.size,
-            base.dtype,
-            base.device,
-            symmetric=base.symmetric,
-            layout=base.layout,
-            batch=base.batch,
-        )
+        super().__init__(**facts(base))
         self._base, self._damping = base, check_damping(damping)
 
     def rows(self, rows: Tensor) -> Tensor:
@@ -356,6 +233,12 @@ class Damped(LinearOperator):
 
     def rows_transposed(self, rows: Tensor) -> Tensor:
         return torch.add(self._base.rows_transposed(rows), rows, alpha=self._damping)
+
+
+def facts(operator: LinearOperator) -> dict[str, Any]:
+    """What an operator made from this one alone shares with it, as constructor arguments."""
+    names = ("size", "dtype", "device", "symmetric", "layout", "batch")
+    return {name: getattr(operator, name) for name in names}
 
 
 def damped(operator: LinearOperator, damping: float) -> LinearOperator:
@@ -391,7 +274,7 @@ def as_rows(
         return value.T.contiguous(), lambda rows: rows.T.contiguous()
     if operator.layout is None:
         raise InputError(
-            f"{argument} is {_kind(value)}; wanted a vector [{n}] or columns [{n}, k] for "
+            f"{argument} is {described(value)}; wanted a vector [{n}] or columns [{n}, k] for "
             f"{operator!r}."
         )
     layout = operator.layout
@@ -399,21 +282,8 @@ def as_rows(
     return layout.join(leaves).unsqueeze(0), lambda rows: layout.unflatten(rows.squeeze(0))
 
 
-def _times(matrix: Tensor, rows: Tensor) -> Tensor:
-    if matrix.ndim == 2:
-        return rows @ matrix.mT
-    return torch.einsum("bij,bj->bi", matrix, rows)
-
-
-def _refuse_grad(tensor: Tensor, argument: str) -> None:
-    if tensor.requires_grad:
-        raise InputError(
-            f"{argument} requires grad, but a solve with it is not differentiated. Use "
-            "bilevel.root for a differentiable solve, or detach it."
-        )
-
-
-def _kind(value: Any) -> str:
+def described(value: Any) -> str:
+    """What a value is, for messages."""
     if isinstance(value, Tensor):
         return f"a {value.dtype} tensor of shape {tuple(value.shape)}"
     return f"a {type(value).__name__}"
