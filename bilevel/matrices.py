@@ -138,7 +138,8 @@ class FunctionOperator(LinearOperator):
         value = product(row)
         if not isinstance(value, Tensor) or value.shape != row.shape or value.dtype != row.dtype:
             raise InputError(
-                f"matvec returned {described(value)}; wanted {row.dtype} of shape {tuple(row.shape)}."
+                f"matvec returned {described(value)}; wanted a {row.dtype} tensor of shape "
+                f"{tuple(row.shape)}."
             )
         return value
 
