@@ -1,0 +1,93 @@
+"""The multi-label energy of structured prediction energy networks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from structured.energies._init import spread_output
+from structured.networks import MLP
+
+
+class MultiLabelEnergy(nn.Module):
+    """``E(x, y) = sum_i y_i b_i'f(x) + c'softplus(C y)``; low is good.
+
+    Belanger & McCallum 2016, eq. 2-4, and the paper's multi-label experiments: f is a multilayer
+    perceptron of the input (b_i includes a bias), and the global term couples the labels
+    independently of the input. Initial energies are of order one whatever the sizes.
+
+    Args:
+        features: the size of x, D.
+        labels: the number of labels, L.
+        hidden: the layers of f.
+        global_size: rows of C, M.
+        activation: of f. Smooth by default.
+
+    Attributes:
+        unaries: the network ``x -> (b_i'f(x))_i``.
+        global_weight: c, ``[M]``.
+        global_matrix: C, ``[M, L]``.
+
+    Example:
+        >>> import torch
+        >>> energy = MultiLabelEnergy(5, 3, hidden=(8,), global_size=4)
+        >>> energy(torch.randn(2, 5), torch.rand(10, 2, 3)).shape
+        torch.Size([10, 2])
+    """
+
+    def __init__(
+        self,
+        features: int,
+        labels: int,
+        hidden: Sequence[int] = (150,),
+        global_size: int = 16,
+        *,
+        activation: Callable[[Tensor], Tensor] = functional.softplus,
+    ) -> None:
+        super().__init__()
+        self.unaries = MLP(features, labels, hidden, activation=activation)
+        spread_output(self.unaries.output, labels)
+        self.global_weight = nn.Parameter(torch.randn(global_size) / global_size**0.5)
+        self.global_matrix = nn.Parameter(torch.randn(global_size, labels) / labels**0.5)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return energies, ``[..., B]``.
+
+        Args:
+            x: inputs, ``[B, D]``; f is computed once however many points `y` holds.
+            y: points of the hypercube, ``[..., B, L]``.
+        """
+        return self.local(self.features(x), y) + self.global_(y)
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return f(x), ``[B, H]``."""
+        return self.unaries.features(x)
+
+    def local(self, features: Tensor, y: Tensor) -> Tensor:
+        """Return ``sum_i y_i b_i'f``, ``[..., B]``, given ``f`` of ``[B, H]``."""
+        return (y * self.unaries.output(features)).sum(dim=-1)
+
+    def global_(self, y: Tensor) -> Tensor:
+        """Return ``c'softplus(C y)``, ``[..., B]``."""
+        return functional.softplus(y @ self.global_matrix.T) @ self.global_weight
+
+    def label_hessian(self, y: Tensor) -> Tensor:
+        """Return the second derivative of the global term in y, averaged over all points given.
+
+        ``C' diag(c * softplus''(C y)) C``: negative entries mark labels that favour each other (the
+        paper's figure 1, which leaves out the diagonal).
+
+        Args:
+            y: points, ``[..., L]``.
+
+        Returns:
+            ``[L, L]``, symmetric.
+        """
+        slope = torch.sigmoid(y @ self.global_matrix.T)
+        curvature = (slope * (1.0 - slope)).reshape(-1, len(self.global_weight)).mean(dim=0)
+        return self.global_matrix.T @ (
+            (self.global_weight * curvature)[:, None] * self.global_matrix
+        )
