@@ -19,6 +19,9 @@ from structured.data.multilabel import MultiLabelData
 from structured.data.textfile import read_lines
 from structured.errors import DataError
 
+# An index fits 32 bits. A label costs memory: a larger number is a mistake, and not a label.
+_END = {"label": 1 << 24, "index": (1 << 31) - 1}
+
 
 def read_libsvm(
     path: str | os.PathLike[str],
@@ -95,7 +98,7 @@ class _Ragged:
     """The columns of each row, one list after the other."""
 
     def __init__(self) -> None:
-        self.flat, self.bounds = array("q"), [0]
+        self.flat, self.bounds = array("i"), [0]
 
     def append(self, row: Sequence[int]) -> None:
         self.flat.extend(row)
@@ -148,8 +151,9 @@ def _read_row(file: str, number: int, text: str) -> tuple[list[int], list[int], 
         if len(set(row)) != len(row):
             twice = next(value for value in row if row.count(value) > 1)
             raise DataError(f"{what} {twice} comes twice", file, number)
-        if row and max(row) >= 2**31:
-            raise DataError(f"{what} {max(row)} is too large", file, number)
+        outside = next((value for value in row if not 0 <= value < _END[what]), None)
+        if outside is not None:
+            raise DataError(f"{what} {outside}; wanted 0 to {_END[what] - 1}", file, number)
     return row_labels, columns, values
 
 

@@ -196,6 +196,11 @@ class MultiLabelData:
             f"labels, cardinality {self.cardinality:.3f}"
         )
 
+    def dense(self) -> tuple[NDArray[np.float32], NDArray[np.int8]]:
+        """Return X [n, d] and Y [n, L] as dense arrays; mind the size of d."""
+        X = self.X if isinstance(self.X, np.ndarray) else self.X.toarray()
+        return X, self.Y.toarray()
+
     def statistics(self) -> dict[str, float | int]:
         """Return the counts that describe a multi-label set.
 

@@ -16,7 +16,7 @@ THREE_PARTS = ("train", "validation", "test")
 
 
 def iterative_stratification(
-    Y: sparse.csr_array | ArrayLike, sizes: Sequence[int], seed: int = 0
+    Y: sparse.sparray | sparse.spmatrix | ArrayLike, sizes: Sequence[int], seed: int = 0
 ) -> NDArray[np.int8]:
     """Assign rows to parts of given sizes, each label as evenly as its rarity allows.
 
