@@ -99,7 +99,7 @@ def test_no_package_imports_the_tests_examples_or_benchmarks(package: str) -> No
 
 def test_every_module_of_bilevel_has_a_layer() -> None:
     listed = {name for names in LAYERS for name in names}
-    assert {_module(path).split(".")[1] for path in _files("bilevel")} == listed
+    assert {_module(path).split(".")[1] for path in _files("bilevel")} ^ listed == set()
 
 
 def test_imports_within_bilevel_run_downward() -> None:
@@ -134,5 +134,5 @@ def test_every_public_name_says_what_it_is(package: str) -> None:
 
 @pytest.mark.parametrize("package", PACKAGES)
 def test_a_file_holds_one_idea_in_at_most_400_lines(package: str) -> None:
-    for path in _files(package):
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
+    lines = {str(path): path.read_text(encoding="utf-8").count("\n") for path in _files(package)}
+    assert not {path: count for path, count in lines.items() if count > 400}
