@@ -7,7 +7,13 @@ from structured.data.mulan import read_mulan, read_mulan_labels
 from structured.data.multilabel import MultiLabelData, Split
 from structured.data.npz import read_npz, write_npz
 from structured.data.registry import known_names, load
-from structured.data.splits import carve, iterative_stratification, shares, stratified
+from structured.data.splits import (
+    carve,
+    iterative_stratification,
+    shares,
+    stratified,
+    train_validation_test,
+)
 
 __all__ = [
     "ArffTable",
@@ -27,5 +33,6 @@ __all__ = [
     "rules",
     "shares",
     "stratified",
+    "train_validation_test",
     "write_npz",
 ]

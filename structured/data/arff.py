@@ -1,12 +1,13 @@
 """ARFF tables, sparse and dense, as Weka and Mulan write them.
 
 The format: https://waikato.github.io/weka-wiki/formats_and_processing/arff_stable/. SciPy's reader
-refuses sparse rows. Every complaint names file and line: a row is read by a fast path that takes
-plain numbers only, and a row it cannot take is read again, cell by cell, to find out why.
+refuses sparse rows. Every complaint names file and line: rows are read by a fast path that takes
+plain numbers only, and what it cannot take is read again, cell by cell, to find out why.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from array import array
 from collections.abc import Sequence
@@ -104,20 +105,16 @@ class _Rows:
     attributes: tuple[Attribute, ...]
 
     def dense(self, rows: Sequence[tuple[int, str]]) -> NDArray[np.float64]:
-        width = len(self.attributes)
-        plain = all(attribute.plain for attribute in self.attributes)
-        values = array("d")
         for number, text in rows:
             if text[0] == "{":
                 self._fail(number, "a sparse row in a file whose first row is dense")
-            try:
-                row = [float(cell) for cell in text.split(",")]
-                if len(row) != width or not plain or "_" in text:
-                    raise ValueError  # float() takes 1_000, which ARFF does not
-            except ValueError:
-                row = self._dense_row(number, text)
-            values.extend(row)
-        return np.frombuffer(values, dtype=np.float64).reshape(len(rows), width)
+        if all(attribute.plain for attribute in self.attributes):
+            with contextlib.suppress(ValueError):
+                texts = [text for _, text in rows]
+                values = np.loadtxt(texts, delimiter=",", comments=None, ndmin=2)
+                if values.shape[1] == len(self.attributes):
+                    return values
+        return np.array([self._dense_row(number, text) for number, text in rows])
 
     def sparse(self, rows: Sequence[tuple[int, str]]) -> sparse.csr_array:
         self._check_omitted()
@@ -150,8 +147,8 @@ class _Rows:
 
     def _check_omitted(self) -> None:
         for attribute in self.attributes:
-            first = next(iter(attribute.codes)) if attribute.codes else None
-            if attribute.codes and first is not None and attribute.codes[first] != 0:
+            first, code = next(iter((attribute.codes or {"0": 0.0}).items()))
+            if code != 0:
                 raise DataError(
                     f"attribute {attribute.name!r}: where a sparse row omits it, ARFF means its "
                     f"first category, {first!r}, and not 0; put 0 first, or write dense rows",

@@ -166,6 +166,40 @@ def carve(
     return rest, validation
 
 
+def train_validation_test(
+    data: MultiLabelData, split: str, *, fraction: float = 0.2, seed: int = 0
+) -> tuple[MultiLabelData, MultiLabelData, MultiLabelData]:
+    """Return the three parts of a split; if it has no validation part, carve one from training.
+
+    Args:
+        data: The data set.
+        split: The name of one of its splits, with the parts train and test, and maybe validation.
+        fraction: The share of training rows to carve, if there is no validation part.
+        seed: Of the carving.
+
+    Raises:
+        DataError: There is no such split, or it has other parts.
+
+    Example:
+        >>> split = Split([0, 0, 0, 0, 1], ("train", "test"))
+        >>> data = MultiLabelData(X=np.eye(5), Y=np.ones((5, 1)), splits={"official": split})
+        >>> for part in train_validation_test(data, "official", fraction=0.25):
+        ...     print(part.title, part.n_rows)
+        data (official, validation 0.25, seed 0/train) 3
+        data (official, validation 0.25, seed 0/validation) 1
+        data (official/test) 1
+    """
+    parts = data.split(split)
+    if set(parts) == {"train", "test"}:
+        return (*carve(parts["train"], fraction, seed), parts["test"])
+    if set(parts) == set(THREE_PARTS):
+        return parts["train"], parts["validation"], parts["test"]
+    raise DataError(
+        f"split {split!r} of {data.name} has the parts {list(parts)}; wanted train and test, with "
+        "or without validation"
+    )
+
+
 def _both_ways(Y: Any) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
     """The rows of every label and the labels of every row, ascending."""
     by_row = sparse.csr_array(Y, copy=True)

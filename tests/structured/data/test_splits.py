@@ -11,10 +11,12 @@ from scipy import sparse
 
 from structured.data import (
     MultiLabelData,
+    Split,
     carve,
     iterative_stratification,
     shares,
     stratified,
+    train_validation_test,
 )
 from structured.errors import DataError
 
@@ -146,3 +148,21 @@ def test_the_carved_fraction_is_between_0_and_1(fraction):
 def test_one_row_cannot_be_carved():
     with pytest.raises(DataError, match="1 rows cannot fill 2 parts"):
         carve(toy(1), 0.5)
+
+
+def test_a_split_with_three_parts_gives_them_and_one_with_two_has_one_carved():
+    data = toy(10).with_split("two", Split([0] * 8 + [1] * 2, ("train", "test")))
+    data = data.with_split("three", Split([2, 1, *[0] * 8], ("train", "validation", "test")))
+    assert [part.n_rows for part in train_validation_test(data, "three")] == [8, 1, 1]
+    carved = train_validation_test(data, "two", fraction=0.25, seed=1)
+    assert [part.n_rows for part in carved] == [6, 2, 2]
+    expected = carve(data.split("two")["train"], 0.25, seed=1)
+    for part, wanted in zip(carved, expected, strict=False):
+        np.testing.assert_array_equal(part.X, wanted.X)
+        assert part.title == wanted.title
+
+
+def test_a_split_into_other_parts_cannot_be_trained_on():
+    data = toy(4).with_split("halves", Split([0, 0, 1, 1], ("left", "right")))
+    with pytest.raises(DataError, match=r"'halves' of toy has the parts .* wanted train and test"):
+        train_validation_test(data, "halves")
