@@ -1,0 +1,1 @@
+"""Tests of both packages; their shared problems import as ``tests.bilevel.problems``."""
