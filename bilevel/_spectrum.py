@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from bilevel.errors import InputError
-from bilevel.operators import LinearOperator
+from bilevel.operators import LinearOperator, finite
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def lanczos(operator: LinearOperator, steps: int, seed: int = 0) -> Spectrum:
             tridiagonal[:, j + 1, j] = coupling
     # Rows of an ended recurrence hold zero vectors; their zero Ritz values are masked out.
     alive = torch.linalg.vector_norm(basis, dim=2) > 0.5
-    values, vectors = torch.linalg.eigh(tridiagonal.double().cpu())
+    values, vectors = torch.linalg.eigh(finite(tridiagonal).double().cpu())
     weight = torch.einsum("kji,kj->ki", vectors.square(), alive.double().cpu())
     real = weight > 0.5
     lowest = torch.where(real, values, torch.inf).amin(1)
@@ -82,7 +82,8 @@ def low_rank(operator: LinearOperator, rank: int, seed: int) -> tuple[Tensor, Te
 
     Returns:
         U ``[n, r]`` with orthonormal columns, the eigenvalues ``[r]`` in falling order, all
-        positive, with ``r <= rank``, and the smallest curvature met as a 0-d tensor.
+        positive, with ``r <= rank``, and the smallest curvature met as a 0-d tensor. All three in
+        single precision at least: there are no half-precision factorizations.
 
     Reference:
         Frangella, Tropp and Udell, Randomized Nystrom preconditioning, 2021, algorithm 2.1 (here
@@ -91,8 +92,9 @@ def low_rank(operator: LinearOperator, rank: int, seed: int) -> tuple[Tensor, Te
     if operator.batch is not None:
         raise InputError("a low-rank picture takes one matrix at a time, not a batched operator.")
     rank = min(rank, operator.size)
-    test = torch.linalg.qr(_random_rows(operator, rank, seed).T).Q
-    image = operator.rows(test.T.contiguous()).T
+    kind = torch.promote_types(operator.dtype, torch.float32)
+    test = torch.linalg.qr(_random_rows(operator, rank, seed).to(kind).T).Q
+    image = finite(operator.rows(test.T.to(operator.dtype).contiguous())).T.to(kind)
     core = test.T @ image
     values, vectors = torch.linalg.eigh(0.5 * (core + core.T))
     keep = values > 4 * rank * torch.finfo(operator.dtype).eps * values.abs().max()

@@ -33,13 +33,16 @@ class ScipyOperator(LinearOperator):
         self._operator = operator
 
     def rows(self, rows: Tensor) -> Tensor:
-        return self._tensor(self._operator.matmat(rows.T.cpu().numpy()))
+        return self._tensor(self._operator.matmat(rows.detach().T.cpu().numpy()))
 
     def rows_transposed(self, rows: Tensor) -> Tensor:
-        return self._tensor(self._operator.rmatmat(rows.T.cpu().numpy()))
+        return self._tensor(self._operator.rmatmat(rows.detach().T.cpu().numpy()))
 
     def _tensor(self, columns: np.ndarray) -> Tensor:
-        return torch.as_tensor(columns).T.to(self.device, self.dtype).contiguous()
+        import numpy as np
+
+        # A copy: torch takes neither read-only memory nor strides that run backwards.
+        return torch.from_numpy(np.array(columns)).T.to(self.device, self.dtype).contiguous()
 
 
 def from_scipy(

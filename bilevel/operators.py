@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from bilevel._tree import Layout, Tree
-from bilevel.errors import InputError
+from bilevel.errors import InputError, NonFiniteError
+from bilevel.solution import Result
 
 if TYPE_CHECKING:
     import scipy.sparse.linalg
@@ -76,6 +77,11 @@ class LinearOperator(abc.ABC):
     def __matmul__(self, other: Any) -> Any:
         """``A @ v`` for a vector ``[n]``, columns ``[n, k]``, or a tree of its layout."""
         rows, back = as_rows(self, other, "the operand")
+        if self.batch is not None and rows.shape[0] != self.batch:
+            raise InputError(
+                f"the operand has {rows.shape[0]} column(s); a batch of {self.batch} matrices "
+                "takes one each."
+            )
         return back(self.rows(rows))
 
     def __add__(self, other: LinearOperator) -> LinearOperator:
@@ -132,14 +138,15 @@ class LinearOperator(abc.ABC):
             raise InputError(f"SciPy has no {self.dtype}; use float32 or float64.")
 
         def tensor(array: np.ndarray) -> Tensor:
-            columns = torch.as_tensor(np.ascontiguousarray(array.reshape(self.size, -1)))
+            # A copy: torch takes neither read-only memory nor strides that run backwards.
+            columns = torch.from_numpy(np.array(array.reshape(self.size, -1)))
             return columns.to(self.device, self.dtype)
 
         def product(array: np.ndarray) -> np.ndarray:
-            return (self @ tensor(array)).cpu().numpy().reshape(array.shape)
+            return (self @ tensor(array)).detach().cpu().numpy().reshape(array.shape)
 
         def transposed(array: np.ndarray) -> np.ndarray:
-            return (self.T @ tensor(array)).cpu().numpy().reshape(array.shape)
+            return (self.T @ tensor(array)).detach().cpu().numpy().reshape(array.shape)
 
         dtype = np.float64 if self.dtype == torch.float64 else np.float32
         # The stubs know the base class alone, not the constructor that takes functions.
@@ -280,6 +287,13 @@ def as_rows(
     layout = operator.layout
     leaves = layout.matching_leaves(value, argument, "what the operator acts on")
     return layout.join(leaves).unsqueeze(0), lambda rows: layout.unflatten(rows.squeeze(0))
+
+
+def finite(products: Tensor) -> Tensor:
+    """Products as they are, refused when a factorization would choke on a NaN in them."""
+    if not bool(torch.isfinite(products).all()):
+        raise NonFiniteError(Result.NON_FINITE.message)
+    return products
 
 
 def described(value: Any) -> str:

@@ -110,13 +110,15 @@ class NystromPreconditioner(Preconditioner):
         values = state["eigenvalues"]
         if values.numel() == 0:
             return rows.clone()
-        return values[-1] * low_rank_inverse(state["basis"], values, values[-1], rows)
+        flattened = low_rank_inverse(state["basis"], values, values[-1], rows)
+        return values[-1].to(rows.dtype) * flattened
 
 
 def low_rank_inverse(basis: Tensor, values: Tensor, rest: Tensor | float, rows: Tensor) -> Tensor:
     """``(U diag(values) U' + rest (I - U U'))^-1`` on rows ``[k, n]``."""
-    inside = rows @ basis
-    return (rows - inside @ basis.T) / rest + (inside / values) @ basis.T
+    wide = rows.to(basis.dtype)
+    inside = wide @ basis
+    return ((wide - inside @ basis.T) / rest + (inside / values) @ basis.T).to(rows.dtype)
 
 
 def prepare(preconditioner: PreconditionerLike | None, operator: LinearOperator) -> State:

@@ -39,17 +39,19 @@ class Result(enum.Enum):
         "problem further, add damping, use GaussNewton curvature, or solve with MINRES."
     )
     SINGULAR = (
-        "A direction of zero curvature was met: the operator is singular, so the solution is not "
-        "unique. Add damping (or a penalty on theta in the inner problem)."
+        "A direction of zero curvature was met (p'Ap = 0): the operator is singular, so that the "
+        "solution is not unique (add damping, or a penalty on theta in the inner problem), or it "
+        "is indefinite (solve with MINRES)."
     )
     BREAKDOWN = (
         "The recurrence broke down: two vectors it divides by became orthogonal, or the "
         "preconditioner is not positive definite. Use GMRES or MINRES, or drop the preconditioner."
     )
     DIVERGED = (
-        "The iteration diverged: the residual grew. For Neumann, step * largest eigenvalue must "
-        'stay below 2 (use step="auto" or a smaller step); for Chebyshev the bounds must hold the '
-        "spectrum."
+        "The residual grew beyond that of a zero solution. For Neumann, step * largest eigenvalue "
+        'must stay below 2 (use step="auto" or a smaller step); for Chebyshev the bounds must hold '
+        "the spectrum; for ScaledIdentity, lower the scale; a state kept from another operator may "
+        "have aged."
     )
     NON_FINITE = (
         "A NaN or an infinity appeared in a product or in the solution. Look at the objective near "

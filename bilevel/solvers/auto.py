@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bilevel.operators import LinearOperator
 from bilevel.solution import State
-from bilevel.solvers.base import NEGATIVE, Iterative, Outcome, Solver, column
+from bilevel.solvers.base import NEGATIVE, SINGULAR, Iterative, Outcome, Solver, column
 from bilevel.solvers.cg import CG
 from bilevel.solvers.exact import Exact
 from bilevel.solvers.gmres import GMRES
@@ -23,8 +23,8 @@ class Auto(Iterative):
     """The default. Which solver runs depends on the operator alone, never on timing or chance.
 
     * n <= 128: :class:`bilevel.Exact`;
-    * symmetric: :class:`bilevel.CG`; right-hand sides that meet negative curvature are handed to
-      :class:`bilevel.MINRES`, which goes on from where CG stood;
+    * symmetric: :class:`bilevel.CG`; right-hand sides that meet curvature below or at zero are
+      handed to :class:`bilevel.MINRES`, which goes on from where CG stood;
     * otherwise: :class:`bilevel.GMRES`.
 
     Args:
@@ -54,10 +54,12 @@ class Auto(Iterative):
     ) -> Outcome:
         solver = self.chosen(operator)
         outcome = solver.compute(operator, rhs, target, state)
-        if not isinstance(solver, CG) or not bool((outcome.flag == NEGATIVE).any()):
+        # Zero curvature is no sign of a singular operator alone: p'Ap is 0 on the multipliers of a
+        # constrained problem, whose matrix is indefinite.
+        stuck = (outcome.flag == NEGATIVE) | (outcome.flag == SINGULAR)
+        if not isinstance(solver, CG) or not bool(stuck.any()):
             return outcome
         minres = MINRES(self.rtol, self.atol, self.max_steps)
-        stuck = outcome.flag == NEGATIVE
         rest = torch.where(column(stuck), rhs - operator.rows(outcome.value), 0.0)
         second = minres.compute(operator, rest, target, {})
         return Outcome(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bilevel.errors import InputError
-from bilevel.operators import LinearOperator
+from bilevel.operators import LinearOperator, finite
 from bilevel.solution import State
 from bilevel.solvers.base import SINGULAR, Outcome, Solver, check_count, resolve_rtol
 
@@ -19,8 +19,8 @@ class Exact(Solver):
     """Build the matrix by n products and factor it: Cholesky when it is positive definite, else LU.
 
     Indefinite and non-symmetric operators are solved just as well; a singular one gets the
-    least-norm solution and says so. The factorization can be used again (``state=``): on an
-    operator that has moved since, the residual tells how far.
+    least-norm solution, and says so unless b lies in its range. The factorization can be used again
+    (``state=``): on an operator that has moved since, the residual tells how far.
 
     Args:
         max_size: largest n to factor (default 4096: 128 MiB in float64, some seconds).
@@ -51,7 +51,7 @@ class Exact(Solver):
                 f"Exact: the operator is {n} x {n}, {gib:.3g} GiB as a matrix and {n} products to "
                 f"build; max_size is {self.max_size}. Use CG, or raise max_size."
             )
-        matrix = operator.to_dense()
+        matrix = finite(operator.to_dense())
         if matrix.dtype in (torch.float16, torch.bfloat16):
             matrix = matrix.float()  # there are no half-precision factorizations
         if operator.symmetric:

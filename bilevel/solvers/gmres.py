@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bilevel.operators import LinearOperator
+from bilevel.operators import LinearOperator, finite
 from bilevel.preconditioners import PreconditionerLike, precondition, prepare
 from bilevel.solution import State
 from bilevel.solvers.base import Iterative, Outcome, check_count, check_interval, column
@@ -117,9 +117,10 @@ def _normalised(rows: Tensor, norm: Tensor) -> Tensor:
 
 def _least_squares(hessenberg: Tensor, steps: int, norm: Tensor) -> Tensor:
     """``argmin_y ||norm e_1 - H y||`` for each row, ``[k, steps]``; least norm if H is singular."""
-    upper = hessenberg[:, : steps + 1, :steps]
+    upper = finite(hessenberg[:, : steps + 1, :steps])
     floor = steps * torch.finfo(upper.dtype).eps
-    return norm.unsqueeze(-1) * torch.linalg.pinv(upper, rtol=floor)[:, :, 0]
+    wide = upper.to(torch.promote_types(upper.dtype, torch.float32))
+    return norm.unsqueeze(-1) * torch.linalg.pinv(wide, rtol=floor)[:, :, 0].to(upper.dtype)
 
 
 def _residual(hessenberg: Tensor, steps: int, norm: Tensor) -> Tensor:
