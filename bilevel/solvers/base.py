@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -81,6 +81,10 @@ class Solver(abc.ABC):
         """The step budget for an operator of this size; infinite for a direct solver."""
         return math.inf
 
+    def limited(self, steps: float) -> Solver:
+        """The same solver with a budget of ``steps``, for what is left of it."""
+        return self
+
 
 @dataclass(frozen=True)
 class Iterative(Solver):
@@ -110,6 +114,9 @@ class Iterative(Solver):
         """The step budget for an operator of this size."""
         return min(2 * size + 10, 500) if self.max_steps is None else self.max_steps
 
+    def limited(self, steps: float) -> Solver:
+        return replace(self, max_steps=int(steps))
+
 
 def resolve_rtol(rtol: Tolerance, dtype: torch.dtype) -> float | None:
     """``"auto"`` as a number."""
@@ -136,6 +143,8 @@ def check_count(solver: str, name: str, value: int) -> None:
 
 def dot(left: Tensor, right: Tensor) -> Tensor:
     """Row-wise inner products, ``[k]``."""
+    if left.shape[0] == 1:  # one pass, and no product of n numbers to find memory for
+        return torch.mv(left, right[0])
     return torch.linalg.vecdot(left, right)
 
 
@@ -159,21 +168,25 @@ def check_interval(device: torch.device) -> int:
 
 
 class CurvatureTrack:
-    """The curvature ``p'Ap / p'p`` of the directions each row has seen, and what it says."""
+    """The curvature ``p'Ap / p'p`` of the directions each row has seen; read after the loop.
+
+    Curvature within rounding of zero, measured against the largest seen, counts as zero.
+    """
 
     def __init__(self, rows: Tensor) -> None:
-        self.smallest = torch.full_like(rows[:, 0] if rows.shape[1] else rows.sum(1), math.inf)
-        self._largest = torch.zeros_like(self.smallest)
+        self._seen = [rows.new_full((rows.shape[0],), math.inf)]
         self._noise = 16 * torch.finfo(rows.dtype).eps
 
-    def see(self, curvature: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
-        """Take note; returns which active rows met a negative and which a zero curvature.
+    def note(self, along: Tensor, square: Tensor, active: Tensor) -> Tensor:
+        """``p'Ap / p'p`` of the rows still at work, infinite for the others; kept for later."""
+        curvature = torch.where(active, along / square, math.inf)
+        self._seen.append(curvature)
+        return curvature
 
-        Curvature within rounding of zero, measured against the largest seen, counts as zero.
-        """
-        seen = torch.where(active, curvature, math.inf)
-        torch.minimum(self.smallest, seen, out=self.smallest)
-        self._largest = torch.maximum(self._largest, torch.where(active, curvature.abs(), 0.0))
-        noise = self._noise * self._largest
-        negative = active & (curvature < -noise)
-        return negative, active & ~negative & (curvature <= noise)
+    def read(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The smallest seen, and which rows met a negative and which a zero curvature."""
+        seen = torch.stack(self._seen)
+        smallest = seen.amin(0)
+        noise = self._noise * torch.where(seen.isinf(), 0.0, seen).abs().amax(0)
+        negative = smallest < -noise
+        return smallest, negative, ~negative & (smallest <= noise)

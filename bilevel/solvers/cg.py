@@ -20,7 +20,6 @@ from bilevel.solvers.base import (
     check_interval,
     column,
     dot,
-    ratio,
 )
 
 
@@ -66,11 +65,13 @@ class CG(Iterative):
         z = precondition(self.preconditioner, state, r)
         p = z.clone()
         rz = dot(r, z)
-        active = torch.linalg.vector_norm(r, dim=1) > target
-        flag = torch.where(active & (rz <= 0), BREAKDOWN, 0)
-        active = active & (flag == 0)
-        iterations = torch.zeros_like(flag)
+        floor = target.square()
+        active = dot(r, r) > floor
+        lost = active & (rz <= 0)
+        active = active & ~lost
         track = CurvatureTrack(rhs)
+        largest = torch.zeros_like(rz)
+        rounding = 16 * torch.finfo(rhs.dtype).eps
         every = check_interval(rhs.device)
         alphas: list[Tensor] = []
         betas: list[Tensor] = []
@@ -80,29 +81,34 @@ class CG(Iterative):
                 break
             ap = operator.rows(p)
             pap = dot(p, ap)
-            negative, singular = track.see(ratio(pap, dot(p, p)), active)
-            flag = torch.where(negative, NEGATIVE, torch.where(singular, SINGULAR, flag))
-            active = active & ~negative & ~singular
-            alpha = torch.where(active, ratio(rz, pap), 0.0)
+            curvature = track.note(pap, dot(p, p), active)
+            largest = torch.maximum(largest, curvature)
+            active = active & (curvature > rounding * largest)
+            alpha = torch.where(active, rz / pap, 0.0)
             x.addcmul_(column(alpha), p)
             r.addcmul_(column(alpha), ap, value=-1.0)
-            iterations += active
             z = precondition(self.preconditioner, state, r)
             rz_next = dot(r, z)
-            beta = torch.where(active, ratio(rz_next, rz), 0.0)
+            beta = torch.where(active, rz_next / rz, 0.0)
             alphas.append(alpha)
             betas.append(beta)
             # The direction comes from the residual of this very step: a stale one breaks
             # conjugacy without any other sign.
-            p = p.mul_(column(beta)).add_(z)
+            torch.addcmul(z, column(beta), p, out=p)
             rz = rz_next
-            active = active & (torch.linalg.vector_norm(r, dim=1) > target)
-            lost = active & (rz <= 0)
-            flag = torch.where(lost, BREAKDOWN, flag)
-            active = active & ~lost
+            if self.preconditioner is None:
+                active = active & (rz > floor)
+            else:
+                active = active & (dot(r, r) > floor)
+                lost = lost | (active & (rz <= 0))
+                active = active & ~lost
 
+        smallest, negative, singular = track.read()
+        flag = torch.where(lost, BREAKDOWN, 0)
+        flag = torch.where(negative, NEGATIVE, torch.where(singular, SINGULAR, flag))
+        iterations = (torch.stack(alphas) > 0).sum(0) if alphas else torch.zeros_like(flag)
         ritz = _ritz(alphas, betas) if self.preconditioner is None else None
-        return Outcome(x, iterations, flag, track.smallest, ritz=ritz)
+        return Outcome(x, iterations, flag, smallest, ritz=ritz)
 
 
 def _ritz(alphas: list[Tensor], betas: list[Tensor]) -> tuple[float, float] | None:

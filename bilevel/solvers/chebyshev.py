@@ -103,7 +103,7 @@ class Chebyshev(Iterative):
             if step % every == 0 and not bool(active.any()):
                 break
             product = operator.rows(d)
-            track.see(ratio(dot(d, product), dot(d, d)), active)
+            track.note(dot(d, product), dot(d, d), active)
             mask = column(active)
             x.addcmul_(d, mask.to(d.dtype))
             r.addcmul_(product, mask.to(d.dtype), value=-1.0)
@@ -115,4 +115,4 @@ class Chebyshev(Iterative):
             active = active & (torch.linalg.vector_norm(r, dim=1) > target)
 
         flag = torch.zeros_like(iterations)
-        return Outcome(x, iterations, flag, torch.minimum(track.smallest, state["lowest"]))
+        return Outcome(x, iterations, flag, torch.minimum(track.read()[0], state["lowest"]))

@@ -88,7 +88,7 @@ class MINRES(Iterative):
             v = z * column(ratio(torch.ones_like(beta), beta))
             y = operator.rows(v)
             alfa = dot(v, y)
-            track.see(ratio(alfa, dot(v, v)), active)
+            track.note(alfa, dot(v, v), active)
             y = y - column(ratio(alfa, beta)) * current
             if step > 0:
                 y = y - column(ratio(beta, old_beta)) * previous
@@ -117,4 +117,4 @@ class MINRES(Iterative):
             iterations += active
             active = active & (phibar.abs() > goal) & (beta > 0)
 
-        return Outcome(x, iterations, flag, track.smallest)
+        return Outcome(x, iterations, flag, track.read()[0])

@@ -94,31 +94,31 @@ class Neumann(Solver):
     def compute(
         self, operator: LinearOperator, rhs: Tensor, target: Tensor, state: State
     ) -> Outcome:
-        step = column(state["step"]) if self.step == "auto" else self.step
+        step = state["step"] if self.step == "auto" else rhs.new_full((1,), self.step)
         power = rhs.clone()
         total = torch.zeros_like(rhs)
         track = CurvatureTrack(rhs)
+        floor = target.square()
         square = dot(power, power)
-        active = square > target.square()
-        iterations = torch.zeros_like(active, dtype=torch.int64)
-        negative = torch.zeros_like(active)
+        working: list[Tensor] = []
         early = self.rtol is not None or self.atol > 0
         every = check_interval(rhs.device)
 
         for term in range(self.terms):
+            # A row that has arrived no longer moves, so it stays arrived.
+            active = square > floor
             if early and term % every == 0 and not bool(active.any()):
                 break
             product = operator.rows(power)
-            curvature = ratio(dot(power, product), square)
-            negative = negative | track.see(curvature, active)[0]
-            move = column(active) * step
+            track.note(dot(power, product), square, active)
+            move = column(active * step)
             total.addcmul_(power, move)
             power.addcmul_(product, move, value=-1.0)
-            iterations += active
             square = dot(power, power)
-            active = active & (square > target.square())
+            working.append(active)
 
-        smallest = track.smallest
+        iterations = torch.stack(working).sum(0) if working else torch.zeros_like(floor)
+        smallest, negative, _ = track.read()
         if "lowest" in state:
             smallest = torch.minimum(smallest, state["lowest"])
         flag = torch.where(negative & operator.symmetric, NEGATIVE, 0)
