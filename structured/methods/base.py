@@ -1,0 +1,174 @@
+"""What a method is, and the learner that carries out one run of it."""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from structured.models import Models
+
+
+class Method(ABC):
+    """How models are trained: numbers and small objects, no state.
+
+    Subclasses are frozen dataclasses; `structured.methods.to_dict` writes them as JSON values.
+    """
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """A short name for tables and folders, such as "cross-entropy"."""
+
+    @abstractmethod
+    def learner(
+        self,
+        models: Models,
+        *,
+        steps_per_epoch: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> Learner:
+        """Start a run: a learner that owns `models`, which it moves to `device`.
+
+        Args:
+            models: what to train; parameters are changed in place.
+            steps_per_epoch: how many calls of `Learner.step` make an epoch.
+            seed: of all noise that the learner draws (dropout, samples).
+            device: where the parameters and the minibatches are.
+        """
+
+
+class Learner(ABC):
+    """One run of a method: it takes minibatches, keeps its optimizers, and can be saved.
+
+    Args:
+        method: whose run it is.
+        models: what is trained.
+        seed: of the learner's own generator, from which all noise is drawn.
+        device: where the parameters and the minibatches are.
+
+    Attributes:
+        method: whose run it is.
+        models: what is trained.
+        epoch: epochs completed.
+        device: where the parameters are.
+        generator: the source of all noise.
+    """
+
+    mixed_precision: ClassVar[bool] = False
+    """Whether `step` may run under ``torch.autocast`` without losing what it computes."""
+
+    def __init__(
+        self, method: Method, models: Models, *, seed: int, device: torch.device | str
+    ) -> None:
+        self.method = method
+        self.models = models
+        self.epoch = 0
+        self.device = torch.device(device)
+        self.generator = torch.Generator(self.device).manual_seed(seed)
+        for module in self._modules().values():
+            module.to(self.device)
+
+    @property
+    @abstractmethod
+    def phase(self) -> str:
+        """What `step` does at present, such as "pretraining"; constant within an epoch."""
+
+    @property
+    @abstractmethod
+    def notice(self) -> str:
+        """One sentence on the last step that a user should read; empty if there is none."""
+
+    @abstractmethod
+    def step(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        """Learn from one minibatch.
+
+        Args:
+            x: inputs, ``[B, ...]``.
+            y: gold outputs, ``[B, *event]``.
+
+        Returns:
+            Figures of this minibatch by name, all finite. Which ones depends on the phase.
+        """
+
+    @abstractmethod
+    def _progress(self) -> dict[str, Any]:
+        """Return what is to be saved besides models, generator and epoch."""
+
+    @abstractmethod
+    def _load_progress(self, state: dict[str, Any]) -> None:
+        """Take over what `_progress` returned; models, generator and epoch are in place."""
+
+    def end_epoch(self) -> None:
+        """Note that an epoch is over; the next step may be of another phase."""
+        self.epoch += 1
+
+    def predict(self, x: Tensor) -> Tensor:
+        """Return the network's probabilities, without dropout; the cost of one forward pass.
+
+        Args:
+            x: inputs, ``[B, ...]``.
+
+        Returns:
+            A point of the relaxed space, ``[B, *event]``; no gradient passes.
+        """
+        network = self.models.network
+        training = network.training
+        network.eval()
+        try:
+            with torch.no_grad():
+                return self.models.space.relax(network(x))
+        finally:
+            network.train(training)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return a copy of all that a learner of the same method needs to go on bit for bit.
+
+        Dicts (keys: texts or integers), lists, tuples, tensors and plain values; what
+        `structured.checkpoint.save_state` takes.
+        """
+        modules = {name: module.state_dict() for name, module in self._modules().items()}
+        return copy.deepcopy(
+            {
+                "method": self.method.name,
+                "epoch": self.epoch,
+                "generator": self.generator.get_state(),
+                "modules": {name: dict(state) for name, state in modules.items()},
+                "progress": self._progress(),
+            }
+        )
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from where `state_dict` was taken; refused whole if it does not fit.
+
+        Raises:
+            ValueError: if it is the state of another method or of models of other sizes.
+        """
+        found = state.get("method")
+        if found != self.method.name:
+            raise ValueError(f"state: is of the method {found!r}, wanted {self.method.name!r}")
+        before = self.state_dict()
+        try:
+            self._load(copy.deepcopy(state))
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            self._load(before)
+            raise ValueError(
+                f"state: does not fit these models and this method, nothing was loaded: {error}"
+            ) from error
+
+    def _load(self, state: dict[str, Any]) -> None:
+        for name, module in self._modules().items():
+            module.load_state_dict(state["modules"][name])
+        self.generator.set_state(state["generator"].cpu())
+        self.epoch = int(state["epoch"])
+        self._load_progress(state["progress"])
+
+    def _modules(self) -> dict[str, nn.Module]:
+        modules = {"network": self.models.network}
+        if self.models.energy is not None:
+            modules["energy"] = self.models.energy
+        return modules

@@ -1,0 +1,130 @@
+"""Methods as plain JSON values, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import bilevel
+from structured import costs, sampling
+from structured.methods import primaries
+from structured.methods.base import Method
+from structured.methods.cross_entropy import CrossEntropy
+from structured.methods.figures import TrustLimits
+from structured.methods.hypergradient import NoAdjoint
+from structured.methods.implicit import Implicit
+
+_TYPE = "type"
+
+_CLASSES: dict[str, type] = {
+    cls.__name__: cls
+    for cls in (
+        CrossEntropy,
+        Implicit,
+        primaries.Margin,
+        primaries.ContrastiveDivergence,
+        primaries.Value,
+        sampling.Soft,
+        sampling.StraightThrough,
+        sampling.Gumbel,
+        sampling.GumbelStraightThrough,
+        sampling.NoPathHard,
+        sampling.NoPathSoft,
+        TrustLimits,
+        NoAdjoint,
+        bilevel.Auto,
+        bilevel.BiCGStab,
+        bilevel.CG,
+        bilevel.Chebyshev,
+        bilevel.Exact,
+        bilevel.GMRES,
+        bilevel.MINRES,
+        bilevel.Neumann,
+        bilevel.Nystrom,
+        bilevel.ScaledIdentity,
+        bilevel.Jacobi,
+        bilevel.NystromPreconditioner,
+    )
+}
+_FUNCTIONS = {
+    function.__name__: function
+    for function in (costs.hamming, costs.soft_f1, costs.soft_iou, costs.zero_one)
+}
+
+
+def to_dict(method: Method) -> dict[str, Any]:
+    """Describe a method as plain JSON values; `from_dict` undoes it.
+
+    Args:
+        method: made of numbers and of objects of this package and `bilevel`.
+
+    Raises:
+        TypeError: if an option is a function or an object of your own; the message names it.
+
+    Example:
+        >>> to_dict(CrossEntropy(lr=0.01))
+        {'type': 'CrossEntropy', 'lr': 0.01, 'weight_decay': 0.0}
+    """
+    return _describe(method, "method")
+
+
+def from_dict(values: Mapping[str, Any]) -> Method:
+    """Make the method that `to_dict` described; options left out take their defaults.
+
+    Raises:
+        ValueError: if a type or an option is unknown, or a value does not fit.
+
+    Example:
+        >>> from_dict({"type": "CrossEntropy", "lr": 0.01})
+        CrossEntropy(lr=0.01, weight_decay=0.0)
+    """
+    method = _restore(values, "method")
+    if not isinstance(method, Method):
+        raise ValueError(f"method: found {values!r}, wanted the description of a method")
+    return method
+
+
+def _describe(value: Any, place: str) -> Any:
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    name = getattr(value, "__name__", "")
+    if _FUNCTIONS.get(name) is value:
+        return {_TYPE: name}
+    cls = type(value)
+    if _CLASSES.get(cls.__name__) is not cls:
+        raise TypeError(
+            f"{place}: found {value!r}, which cannot be written as JSON; wanted one of "
+            f"{', '.join((*_CLASSES, *_FUNCTIONS))}"
+        )
+    fields = {
+        field.name: _describe(getattr(value, field.name), f"{place}.{field.name}")
+        for field in dataclasses.fields(value)
+    }
+    return {_TYPE: cls.__name__, **fields}
+
+
+def _restore(value: Any, place: str) -> Any:
+    if not isinstance(value, Mapping):
+        return value
+    name = value.get(_TYPE)
+    if name in _FUNCTIONS and len(value) == 1:
+        return _FUNCTIONS[name]
+    if name not in _CLASSES:
+        raise ValueError(
+            f"{place}: found the type {name!r}, wanted one of {', '.join((*_CLASSES, *_FUNCTIONS))}"
+        )
+    cls = _CLASSES[name]
+    known = [field.name for field in dataclasses.fields(cls)]
+    options = {key: item for key, item in value.items() if key != _TYPE}
+    unknown = [key for key in options if key not in known]
+    if unknown:
+        raise ValueError(
+            f"{place}: found unknown {', '.join(map(repr, unknown))}, wanted options of {name}: "
+            f"{', '.join(known) or 'it has none'}"
+        )
+    restored = {key: _restore(item, f"{place}.{key}") for key, item in options.items()}
+    try:
+        return cls(**restored)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{place}: {error}") from error
