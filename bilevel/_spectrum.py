@@ -72,18 +72,35 @@ def lanczos(operator: LinearOperator, steps: int, seed: int = 0) -> Spectrum:
     return Spectrum(lowest.to(**kind), highest.to(**kind))
 
 
-def low_rank(operator: LinearOperator, rank: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """A randomized Nystrom picture ``A ~ U diag(eigenvalues) U'`` of a semidefinite operator.
+@dataclass(frozen=True)
+class LowRank:
+    """``A ~ U diag(eigenvalues) U' + rest (I - U U')``, in single precision at least.
+
+    Attributes:
+        basis: U ``[n, r]``, orthonormal columns.
+        eigenvalues: ``[r]`` in falling order, all positive.
+        rest: the level of all other eigenvalues, 0-d; 0 only where nothing positive was met.
+        smallest: smallest curvature met, 0-d.
+    """
+
+    basis: Tensor
+    eigenvalues: Tensor
+    rest: Tensor
+    smallest: Tensor
+
+
+def low_rank(operator: LinearOperator, rank: int, seed: int, level: float | None = None) -> LowRank:
+    """A randomized Nystrom picture of a semidefinite operator, low rank above a level.
+
+    The level is subtracted before the picture is taken and added back: a Nystrom picture of a
+    matrix with a floor (damping, a penalty) would put its smallest eigenvalues far below it.
 
     Args:
         operator: symmetric, one matrix (no batch).
         rank: products to spend; n or more give A itself.
         seed: of the Gaussian test matrix.
-
-    Returns:
-        U ``[n, r]`` with orthonormal columns, the eigenvalues ``[r]`` in falling order, all
-        positive, with ``r <= rank``, and the smallest curvature met as a 0-d tensor. All three in
-        single precision at least: there are no half-precision factorizations.
+        level: None takes the smallest curvature met, which is the level itself where A is of a
+            lower rank above one.
 
     Reference:
         Frangella, Tropp and Udell, Randomized Nystrom preconditioning, 2021, algorithm 2.1 (here
@@ -97,10 +114,18 @@ def low_rank(operator: LinearOperator, rank: int, seed: int) -> tuple[Tensor, Te
     image = finite(operator.rows(test.T.to(operator.dtype).contiguous())).T.to(kind)
     core = test.T @ image
     values, vectors = torch.linalg.eigh(0.5 * (core + core.T))
-    keep = values > 4 * rank * torch.finfo(operator.dtype).eps * values.abs().max()
-    half = (image @ vectors[:, keep]) / values[keep].sqrt()
+    noise = 4 * rank * torch.finfo(operator.dtype).eps * values.abs().max()
+    smallest = values[0]
+    floor = torch.where(smallest > noise, smallest, 0.0)
+    rest = floor if level is None else values.new_tensor(level)
+    above = values - rest
+    keep = above > noise
+    half = (image - rest * test) @ vectors[:, keep] / above[keep].sqrt()
     left, singular, _ = torch.linalg.svd(half, full_matrices=False)
-    return left, singular.square(), values.min()
+    eigenvalues = singular.square() + rest
+    if eigenvalues.numel() and not rest:
+        rest = eigenvalues[-1]
+    return LowRank(left, eigenvalues, rest, smallest)
 
 
 def _random_rows(operator: LinearOperator, count: int, seed: int) -> Tensor:

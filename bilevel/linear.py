@@ -15,7 +15,7 @@ from bilevel.errors import ConvergenceWarning, InputError, NonFiniteError, Solve
 from bilevel.operators import LinearOperator, as_rows, facts
 from bilevel.solution import ColumnStats, Result, Solution, State, Stats
 from bilevel.solvers.auto import Auto
-from bilevel.solvers.base import FLAGS, OK, Solver, column, dot, ratio
+from bilevel.solvers.base import FLAGS, OK, Solver, column, dot
 
 OnFailure = Literal["warn", "raise", "ignore"]
 
@@ -101,7 +101,7 @@ def solve_rows(
     if operator.batch is not None and rows.shape[0] != operator.batch:
         raise InputError(f"{rows.shape[0]} right-hand sides for a batch of {operator.batch}.")
     with torch.no_grad():
-        solution = _solve(_Counted(operator), rows, solver, initial, state)
+        solution = _solve(_Counted(operator, len(rows)), rows, solver, initial, state)
     if not solution.result.ok:
         _report(solution, solver, on_failure)
     return solution
@@ -122,20 +122,23 @@ def check_options(solver: Solver | None, on_failure: str) -> Solver:
 
 
 class _Counted(LinearOperator):
-    """The operator, with its products counted."""
+    """The operator, with its products counted: one with all right-hand sides at once is one."""
 
-    def __init__(self, base: LinearOperator) -> None:
+    def __init__(self, base: LinearOperator, width: int) -> None:
         super().__init__(**facts(base))
-        self._base = base
+        self._base, self._width = base, width
         self.products = 0
 
     def rows(self, rows: Tensor) -> Tensor:
-        self.products += 1
+        self._count(rows)
         return self._base.rows(rows)
 
     def rows_transposed(self, rows: Tensor) -> Tensor:
-        self.products += 1
+        self._count(rows)
         return self._base.rows_transposed(rows)
+
+    def _count(self, rows: Tensor) -> None:
+        self.products += math.ceil(rows.shape[0] / self._width)
 
     def to_dense(self) -> Tensor:
         self.products += self.size
@@ -144,6 +147,16 @@ class _Counted(LinearOperator):
     def diagonal(self) -> Tensor:
         self.products += self.size
         return self._base.diagonal()
+
+
+class _Prepared(dict[str, Tensor]):
+    """A state whose missing entries say what happened."""
+
+    def __missing__(self, key: str) -> Tensor:
+        raise InputError(
+            f"state holds {', '.join(self)}, but the solver needs {key!r}: it was prepared by "
+            "another solver. Pass the state of a solve by this one, or None."
+        )
 
 
 @dataclass(frozen=True)
@@ -167,7 +180,7 @@ def _solve(
     if rows.shape[1] == 0:
         return _nothing_to_solve(rows, state)
     # The largest entry, not the norm: squaring 1e-30 in float32 would make it vanish.
-    scale = rows.abs().amax(1)
+    scale = _largest(rows)
     _require_finite(scale, "b")
     if not bool(scale.any()):
         return _nothing_to_solve(rows, state)
@@ -180,13 +193,13 @@ def _solve(
     target = torch.maximum((rtol or 0.0) * size, atol / scale)
     target = torch.maximum(target, torch.finfo(rows.dtype).eps * size)
 
-    value, remaining = torch.zeros_like(rhs), rhs
+    start, remaining = None, rhs
     if initial is not None:
-        value, remaining = _warm_start(operator, rhs, initial / column(scale))
-    if state is None:
-        state = solver.init(operator)
+        _require_finite(initial, "initial")
+        start, remaining = _warm_start(operator, rhs, initial / column(scale))
+    state = _Prepared(state or solver.init(operator))
     outcome = solver.compute(operator, remaining, target, state)
-    value = value + outcome.value
+    value = outcome.value if start is None else start + outcome.value
     remaining = rhs - operator.rows(value) if outcome.residual is None else outcome.residual
     norm = torch.linalg.vector_norm(remaining, dim=1)
     progress = _Progress(value, remaining, norm, outcome.flag, outcome.iterations)
@@ -194,12 +207,8 @@ def _solve(
     if asked:
         progress = _refine(operator, rhs, solver, target, state, progress, budget)
 
-    # x'Ax / x'x of the answer itself is one more direction seen, at no further product.
     answer = progress.value
-    along = ratio(dot(answer, rhs - progress.remaining), dot(answer, answer))
-    curvature = torch.where(
-        (answer != 0).any(1), torch.minimum(outcome.curvature, along), outcome.curvature
-    )
+    curvature = torch.minimum(outcome.curvature, _curvature_along(answer, rhs, progress, size))
     figures = torch.stack(
         [
             progress.iterations.double(),
@@ -209,18 +218,35 @@ def _solve(
             target.double(),
             curvature.double(),
             scale.double(),
-            answer.abs().amax(1).double(),
+            _largest(answer).double(),
         ],
         dim=1,
     )
     columns = tuple(_column(row, asked, budget) for row in figures.tolist())
     stats = _stats(columns, operator.products, outcome.ritz)
-    return Solution(answer * column(scale), _worst(columns), stats, state)
+    return Solution(answer * column(scale), _worst(columns), stats, dict(state))
+
+
+def _curvature_along(answer: Tensor, rhs: Tensor, progress: _Progress, size: Tensor) -> Tensor:
+    """``x'Ax / x'x`` of the answer itself, one more direction seen at no further product.
+
+    Infinite where rounding hides it: an answer far too short hardly moves the residual.
+    """
+    kind = torch.finfo(answer.dtype)
+    square = dot(answer, answer)
+    product = dot(answer, rhs) - dot(answer, progress.remaining)
+    noise = 16 * kind.eps * square.sqrt() * (size + progress.norm)
+    seen = (square > kind.tiny) & square.isfinite() & (product.abs() > noise)
+    return torch.where(seen, product / square, math.inf)
+
+
+def _largest(rows: Tensor) -> Tensor:
+    """The largest absolute entry of every row, ``[k]``."""
+    return torch.maximum(rows.amax(1), -rows.amin(1))  # no abs(): it would need a copy
 
 
 def _warm_start(operator: LinearOperator, rhs: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
     """The first guess and its residual; rows where the guess is worse than zero start at zero."""
-    _require_finite(initial, "initial")
     remaining = rhs - operator.rows(initial)
     better = torch.linalg.vector_norm(remaining, dim=1) < torch.linalg.vector_norm(rhs, dim=1)
     better = column(better)
@@ -243,7 +269,8 @@ def _refine(
         if not bool(short.any()):
             break
         rest = torch.where(column(short), at.remaining, 0.0)
-        outcome = solver.compute(operator, rest, target, state)
+        left = budget - float(at.iterations[short].max())
+        outcome = solver.limited(left).compute(operator, rest, target, state)
         value = at.value + outcome.value
         remaining = rhs - operator.rows(value)
         norm = torch.linalg.vector_norm(remaining, dim=1)
@@ -262,7 +289,7 @@ def _refine(
 
 def _column(figures: list[float], asked: bool, budget: float) -> ColumnStats:
     iterations, flag, norm, size, target, curvature, scale, largest = figures
-    if not (math.isfinite(norm) and math.isfinite(largest)):
+    if not (math.isfinite(norm) and math.isfinite(largest)) or math.isnan(curvature):
         result = Result.NON_FINITE
     elif asked and norm <= 1.01 * target:
         result = Result.SUCCESS

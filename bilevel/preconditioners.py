@@ -81,9 +81,10 @@ class Jacobi(Preconditioner):
 
 @dataclass(frozen=True)
 class NystromPreconditioner(Preconditioner):
-    """The randomized Nystrom preconditioner: the leading eigenvalues flattened to one level.
+    """The randomized Nystrom preconditioner: the leading eigenvalues flattened to the rest's level.
 
-    ``M^-1 = l U diag(1 / eigenvalues) U' + (I - U U')`` with l the smallest eigenvalue kept.
+    ``M^-1 = l U diag(1 / eigenvalues) U' + (I - U U')`` with l the level of the eigenvalues left
+    out, taken to be the smallest curvature met.
 
     Args:
         rank: eigenvalues to keep, one product each (default 20).
@@ -103,22 +104,20 @@ class NystromPreconditioner(Preconditioner):
     def init(self, operator: LinearOperator) -> State:
         if not operator.symmetric:
             raise InputError("NystromPreconditioner needs a symmetric operator.")
-        basis, values, _ = low_rank(operator, self.rank, self.seed)
-        return {"basis": basis, "eigenvalues": values}
+        picture = low_rank(operator, self.rank, self.seed)
+        return {"basis": picture.basis, "relative": picture.eigenvalues / picture.rest}
 
     def apply(self, state: State, rows: Tensor) -> Tensor:
-        values = state["eigenvalues"]
-        if values.numel() == 0:
-            return rows.clone()
-        flattened = low_rank_inverse(state["basis"], values, values[-1], rows)
-        return values[-1].to(rows.dtype) * flattened
+        relative = state["relative"]
+        return low_rank_inverse(state["basis"], relative, relative.new_ones(()), rows)
 
 
-def low_rank_inverse(basis: Tensor, values: Tensor, rest: Tensor | float, rows: Tensor) -> Tensor:
-    """``(U diag(values) U' + rest (I - U U'))^-1`` on rows ``[k, n]``."""
+def low_rank_inverse(basis: Tensor, values: Tensor, rest: Tensor, rows: Tensor) -> Tensor:
+    """``(U diag(values) U' + rest (I - U U'))^-1`` on rows ``[k, n]``; a rest of 0 inverts to 0."""
     wide = rows.to(basis.dtype)
     inside = wide @ basis
-    return ((wide - inside @ basis.T) / rest + (inside / values) @ basis.T).to(rows.dtype)
+    outside = (wide - inside @ basis.T) * torch.where(rest > 0, 1 / rest, 0.0)
+    return (outside + (inside / values) @ basis.T).to(rows.dtype)
 
 
 def prepare(preconditioner: PreconditionerLike | None, operator: LinearOperator) -> State:

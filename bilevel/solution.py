@@ -50,7 +50,7 @@ class Result(enum.Enum):
     DIVERGED = (
         "The residual grew beyond that of a zero solution. For Neumann, step * largest eigenvalue "
         'must stay below 2 (use step="auto" or a smaller step); for Chebyshev the bounds must hold '
-        "the spectrum; for ScaledIdentity, lower the scale; a state kept from another operator may "
+        "the spectrum; for ScaledIdentity, lower the scale; for Nystrom, raise the rank or rho; a state kept from another operator may "
         "have aged."
     )
     NON_FINITE = (

@@ -13,6 +13,8 @@ from bilevel.errors import InputError
 from bilevel.operators import LinearOperator
 from bilevel.solution import State
 from bilevel.solvers.base import (
+    NEGATIVE,
+    OK,
     CurvatureTrack,
     Iterative,
     Outcome,
@@ -80,7 +82,8 @@ class Chebyshev(Iterative):
             else torch.full_like(spectrum.highest, self.upper)
         )
         if self.lower is None:
-            lower = torch.where(spectrum.lowest > 0, 0.95 * spectrum.lowest, 1e-3 * upper)
+            known = spectrum.lowest > 16 * torch.finfo(operator.dtype).eps * upper
+            lower = torch.where(known, 0.95 * spectrum.lowest, 1e-3 * upper)
         else:
             lower = torch.full_like(upper, self.lower)
         return {"lower": torch.minimum(lower, upper), "upper": upper, "lowest": spectrum.lowest}
@@ -95,7 +98,10 @@ class Chebyshev(Iterative):
         d = ratio(r, center)
         rho = ratio(radius, center)
         track = CurvatureTrack(rhs)
-        active = torch.linalg.vector_norm(r, dim=1) > target
+        norm = start = torch.linalg.vector_norm(r, dim=1)
+        # Past this no digit of the answer is right, and to go on would end in infinities.
+        ceiling = start / torch.finfo(rhs.dtype).eps
+        active = norm > target
         iterations = torch.zeros_like(active, dtype=torch.int64)
         every = check_interval(rhs.device)
 
@@ -112,7 +118,11 @@ class Chebyshev(Iterative):
             gain = ratio(torch.ones_like(center), 2 * center - radius * rho)
             d = d * (radius * gain * rho) + r * (2 * gain)
             rho = radius * gain
-            active = active & (torch.linalg.vector_norm(r, dim=1) > target)
+            norm = torch.linalg.vector_norm(r, dim=1)
+            active = active & (norm > target) & (norm < ceiling)
 
-        flag = torch.zeros_like(iterations)
-        return Outcome(x, iterations, flag, torch.minimum(track.read()[0], state["lowest"]))
+        smallest, negative, _ = track.read()
+        # The Lanczos steps may have met what b does not feel.
+        negative = negative | (state["lowest"] < -16 * torch.finfo(rhs.dtype).eps * state["upper"])
+        flag = torch.where(negative, NEGATIVE, OK)
+        return Outcome(x, iterations, flag, torch.minimum(smallest, state["lowest"]))

@@ -11,7 +11,15 @@ from torch import Tensor
 from bilevel.operators import LinearOperator, finite
 from bilevel.preconditioners import PreconditionerLike, precondition, prepare
 from bilevel.solution import State
-from bilevel.solvers.base import Iterative, Outcome, check_count, check_interval, column
+from bilevel.solvers.base import (
+    OK,
+    SINGULAR,
+    Iterative,
+    Outcome,
+    check_count,
+    check_interval,
+    column,
+)
 
 
 @dataclass(frozen=True)
@@ -56,9 +64,10 @@ class GMRES(Iterative):
         r = rhs.clone()
         norm = torch.linalg.vector_norm(r, dim=1)
         iterations = torch.zeros_like(norm, dtype=torch.int64)
+        deficient = norm < 0
         budget = self.steps(operator.size)
         while budget > 0 and bool((norm > target).any()):
-            correction, steps = self._cycle(operator, r, norm, target, state, budget)
+            correction, steps, deficient = self._cycle(operator, r, norm, target, state, budget)
             x_next = x + precondition(self.preconditioner, state, correction)
             r_next = rhs - operator.rows(x_next)
             norm_next = torch.linalg.vector_norm(r_next, dim=1)
@@ -70,7 +79,7 @@ class GMRES(Iterative):
             budget -= steps
             if not bool(better.any()):
                 break
-        flag = torch.zeros_like(iterations)
+        flag = torch.where(deficient & (norm > target), SINGULAR, OK)
         return Outcome(x, iterations, flag, torch.full_like(norm, math.inf), residual=r)
 
     def _cycle(
@@ -81,8 +90,13 @@ class GMRES(Iterative):
         target: Tensor,
         state: State,
         budget: int,
-    ) -> tuple[Tensor, int]:
-        """One Arnoldi process from the residual: the correction ``[k, n]`` and its steps."""
+    ) -> tuple[Tensor, int, Tensor]:
+        """One Arnoldi process from the residual ``[k, n]``.
+
+        Returns:
+            The correction ``[k, n]``, the steps it took, and for which rows the operator is
+            singular on the space they span ``[k]``.
+        """
         k, n = r.shape
         length = min(self.restart, n, budget)
         basis = r.new_zeros(k, length + 1, n)
@@ -107,7 +121,9 @@ class GMRES(Iterative):
             if steps % every == 0 and bool((_residual(hessenberg, steps, norm) <= target).all()):
                 break
         weights = _least_squares(hessenberg, steps, norm)
-        return torch.einsum("kjn,kj->kn", basis[:, :steps], weights), steps
+        values = torch.linalg.svdvals(_wide(hessenberg, steps))
+        deficient = values[:, -1] <= steps * torch.finfo(r.dtype).eps * values[:, 0]
+        return torch.einsum("kjn,kj->kn", basis[:, :steps], weights), steps, deficient
 
 
 def _normalised(rows: Tensor, norm: Tensor) -> Tensor:
@@ -117,10 +133,15 @@ def _normalised(rows: Tensor, norm: Tensor) -> Tensor:
 
 def _least_squares(hessenberg: Tensor, steps: int, norm: Tensor) -> Tensor:
     """``argmin_y ||norm e_1 - H y||`` for each row, ``[k, steps]``; least norm if H is singular."""
-    upper = finite(hessenberg[:, : steps + 1, :steps])
-    floor = steps * torch.finfo(upper.dtype).eps
-    wide = upper.to(torch.promote_types(upper.dtype, torch.float32))
-    return norm.unsqueeze(-1) * torch.linalg.pinv(wide, rtol=floor)[:, :, 0].to(upper.dtype)
+    floor = steps * torch.finfo(hessenberg.dtype).eps
+    inverse = torch.linalg.pinv(_wide(hessenberg, steps), rtol=floor)
+    return norm.unsqueeze(-1) * inverse[:, :, 0].to(hessenberg.dtype)
+
+
+def _wide(hessenberg: Tensor, steps: int) -> Tensor:
+    """The part in use, in single precision at least: there are no half-precision factorizations."""
+    used = finite(hessenberg[:, : steps + 1, :steps])
+    return used.to(torch.promote_types(used.dtype, torch.float32))
 
 
 def _residual(hessenberg: Tensor, steps: int, norm: Tensor) -> Tensor:

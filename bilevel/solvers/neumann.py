@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -15,6 +15,8 @@ from bilevel.operators import LinearOperator
 from bilevel.solution import State
 from bilevel.solvers.base import (
     NEGATIVE,
+    OK,
+    SINGULAR,
     CurvatureTrack,
     Outcome,
     Solver,
@@ -79,6 +81,9 @@ class Neumann(Solver):
     def steps(self, size: int) -> float:
         return self.terms
 
+    def limited(self, steps: float) -> Solver:
+        return replace(self, terms=int(steps))
+
     def init(self, operator: LinearOperator) -> State:
         if self.step != "auto":
             return {}
@@ -99,14 +104,16 @@ class Neumann(Solver):
         total = torch.zeros_like(rhs)
         track = CurvatureTrack(rhs)
         floor = target.square()
-        square = dot(power, power)
+        square = start = dot(power, power)
+        # Past this no digit of the answer is right, and to go on would end in infinities.
+        ceiling = start / torch.finfo(rhs.dtype).eps ** 2
         working: list[Tensor] = []
         early = self.rtol is not None or self.atol > 0
         every = check_interval(rhs.device)
 
         for term in range(self.terms):
-            # A row that has arrived no longer moves, so it stays arrived.
-            active = square > floor
+            # A row that has arrived, or is lost, no longer moves and so stays where it is.
+            active = (square > floor) & (square < ceiling)
             if early and term % every == 0 and not bool(active.any()):
                 break
             product = operator.rows(power)
@@ -118,8 +125,14 @@ class Neumann(Solver):
             working.append(active)
 
         iterations = torch.stack(working).sum(0) if working else torch.zeros_like(floor)
-        smallest, negative, _ = track.read()
-        if "lowest" in state:
+        smallest, negative, singular = track.read()
+        rounding = torch.finfo(rhs.dtype).eps
+        if self.step == "auto":
+            # The Lanczos steps may have met what b does not feel.
             smallest = torch.minimum(smallest, state["lowest"])
-        flag = torch.where(negative & operator.symmetric, NEGATIVE, 0)
+            negative = negative | (state["lowest"] * step < -16 * rounding)
+        # What is left of a series that has converged is rounding, whose curvature says nothing.
+        singular = singular & (square > rounding * start)
+        flag = torch.where(negative, NEGATIVE, torch.where(singular, SINGULAR, OK))
+        flag = flag if operator.symmetric else torch.zeros_like(flag)
         return Outcome(total, iterations, flag, smallest, residual=power)

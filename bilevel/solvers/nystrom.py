@@ -13,7 +13,7 @@ from bilevel.errors import InputError
 from bilevel.operators import LinearOperator
 from bilevel.preconditioners import low_rank_inverse
 from bilevel.solution import State
-from bilevel.solvers.base import NEGATIVE, Outcome, Solver, check_count
+from bilevel.solvers.base import NEGATIVE, OK, SINGULAR, Outcome, Solver, check_count
 
 
 @dataclass(frozen=True)
@@ -21,13 +21,14 @@ class Nystrom(Solver):
     """Invert ``U diag(eigenvalues) U' + rho (I - U U')``, a randomized picture of A.
 
     All products are made at once, before the solve, and the picture can be used again. Exact when
-    ``rank >= n``; otherwise as good as A is close to low rank plus a multiple of the identity,
-    which a damped Hessian often is. Semidefinite operators only.
+    ``rank >= n``, and where A is of a lower rank than ``rank`` plus a multiple of the identity;
+    otherwise as good as it is close to that, which a damped Hessian often is. Semidefinite
+    operators only.
 
     Args:
         rank: eigenvalues to keep, one product each.
-        rho: what stands for the eigenvalues left out; None (default) takes the smallest one kept.
-            With a damping above most of the spectrum, the damping is the natural choice.
+        rho: what stands for the eigenvalues left out; None (default) takes the smallest curvature
+            met. Where A is a semidefinite matrix plus damping, the damping is the natural choice.
         seed: of the random test matrix (a generator of its own).
 
     Reference:
@@ -53,8 +54,7 @@ class Nystrom(Solver):
             raise InputError(f"Nystrom: rho must be finite and above 0, found {self.rho}.")
 
     def init(self, operator: LinearOperator) -> State:
-        basis, values, smallest = low_rank(operator, self.rank, self.seed)
-        return {"basis": basis, "eigenvalues": values, "smallest": smallest}
+        return vars(low_rank(operator, self.rank, self.seed, self.rho)).copy()
 
     def compute(
         self,
@@ -63,13 +63,11 @@ class Nystrom(Solver):
         target: Tensor,
         state: State,
     ) -> Outcome:
-        values, smallest = state["eigenvalues"], state["smallest"]
-        if values.numel() == 0:
-            value = rhs / self.rho if self.rho else torch.zeros_like(rhs)
-        else:
-            rest = values[-1] if self.rho is None else self.rho
-            value = low_rank_inverse(state["basis"], values, rest, rhs)
+        values, rest, smallest = state["eigenvalues"], state["rest"], state["smallest"]
+        value = low_rank_inverse(state["basis"], values, rest, rhs)
         noise = 1e3 * torch.finfo(rhs.dtype).eps * (values[0] if values.numel() else 1.0)
-        flag = torch.where(smallest < -noise, NEGATIVE, 0).expand(rhs.shape[0])
-        iterations = torch.ones_like(flag)
-        return Outcome(value, iterations, flag, smallest.expand(rhs.shape[0]))
+        flag = torch.where(smallest < -noise, NEGATIVE, torch.where(rest == 0, SINGULAR, OK))
+        flag = flag.expand(rhs.shape[0])
+        return Outcome(
+            value, torch.ones_like(flag), flag, smallest.to(rhs.dtype).expand(rhs.shape[0])
+        )
