@@ -18,7 +18,8 @@ from bilevel.matrices import Diagonal, FunctionOperator, Identity, Matrix
 from bilevel.operators import LinearOperator
 from bilevel.optimizer import BilevelOptimizer
 from bilevel.preconditioners import Jacobi, NystromPreconditioner, Preconditioner
-from bilevel.problem import HypergradientInfo, ImplicitProblem, implicit_grad
+from bilevel.problem import ImplicitProblem, implicit_grad
+from bilevel.report import HypergradientInfo
 from bilevel.solution import ColumnStats, Result, Solution, Stats
 from bilevel.solvers import (
     CG,

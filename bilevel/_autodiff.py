@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from bilevel import _transforms
+from bilevel.errors import InputError
 
 
 def vjp(
@@ -69,6 +71,120 @@ def jvp(
         if not total.requires_grad:
             return torch.zeros_like(like)
         return torch.autograd.grad(total, cotangent, create_graph=True, materialize_grads=True)[0]
+
+
+def gradient(
+    value: Tensor, leaves: Sequence[Tensor], name: str, create_graph: bool = False
+) -> tuple[Tensor | None, ...]:
+    """The gradient of a 0-d value, None for leaves it does not depend on.
+
+    With ``create_graph`` every custom ``torch.autograd.Function`` is watched: one marked
+    ``once_differentiable``, or whose backward leaves autograd, drops its part of the second
+    derivative without a word.
+
+    Raises:
+        InputError: the value depends on no leaf at all.
+        RuntimeError: with ``create_graph``, a custom function is not differentiable twice.
+    """
+    if not value.requires_grad:
+        raise InputError(
+            f"{name} does not depend on its theta argument in a way autograd can see. Use the "
+            "tensors it is handed (torch.func.functional_call(module, theta, x)), without "
+            "torch.no_grad or .detach() on the way."
+        )
+    if not create_graph:
+        return torch.autograd.grad(value, leaves, allow_unused=True)
+    cut: list[str] = []
+    hooks = [node.register_hook(_cut_finder(node, cut)) for node in _custom_functions(value)]
+    try:
+        # A gradient is linear in its cotangent. With one that requires grad, so does every
+        # gradient on the way, unless a custom function has cut the graph.
+        cotangent = torch.ones_like(value).requires_grad_()
+        found = torch.autograd.grad(value, leaves, cotangent, create_graph=True, allow_unused=True)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    if cut:
+        raise RuntimeError(f"{', '.join(cut)} in {name} is not differentiable twice")
+    return found
+
+
+def _cut_finder(node: Any, cut: list[str]) -> Callable[..., None]:
+    def look(gradients: Sequence[Tensor | None], cotangents: Sequence[Tensor | None]) -> None:
+        followed = any(one is not None and one.requires_grad for one in cotangents)
+        if followed and any(_is_cut(one) for one in gradients if one is not None):
+            cut.append(type(node).__name__)
+
+    return look
+
+
+def _is_cut(gradient: Tensor) -> bool:
+    if gradient.grad_fn is not None:
+        # What once_differentiable puts there; it raises only when it is on the way to a leaf.
+        return gradient.grad_fn.name() == "torch::autograd::Error"
+    return not gradient.requires_grad and bool(gradient.any())  # zeros may be constant by right
+
+
+def fresh(leaves: Sequence[Tensor]) -> list[Tensor]:
+    """The same values as new leaves that require grad.
+
+    Inference tensors cannot be saved for a backward; a copy made outside inference mode can.
+    """
+    return [
+        (leaf.clone() if leaf.is_inference() else leaf.detach()).requires_grad_() for leaf in leaves
+    ]
+
+
+def filled(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
+    """Zeros in place of the gradients that are None."""
+    pairs = zip(found, like, strict=True)
+    return [torch.zeros_like(leaf) if grad is None else grad for grad, leaf in pairs]
+
+
+def leaves_of_graph(value: Tensor) -> list[Tensor]:
+    """The leaf tensors that require grad and that a value was computed from."""
+    return [node.variable for node in _nodes(value) if hasattr(node, "variable")]
+
+
+def _custom_functions(value: Tensor) -> list[Any]:
+    kind = torch.autograd.function.BackwardCFunction
+    return [node for node in _nodes(value) if isinstance(node, kind)]
+
+
+def _nodes(value: Tensor) -> set[Any]:
+    pending, seen = [value.grad_fn], set()
+    while pending:
+        node = pending.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            pending.extend(following for following, _ in node.next_functions)
+    return seen
+
+
+def pull_rows(output: Tensor, sources: Sequence[Tensor], rows: Tensor) -> Tensor:
+    """``row' d output / d sources`` for every row of ``[k, m]``, flat: ``[k, n]``.
+
+    The graph is kept. All rows go through it at once; one by one where something in it cannot be
+    batched, such as a custom function that applies another, or a checkpoint that replays dropout.
+    """
+    if rows.shape[0] > 1:
+        try:
+            return _pull(output, sources, rows, batched=True)
+        except RuntimeError:
+            pass  # what is no matter of batching comes up again below
+    return torch.cat([_pull(output, sources, row.unsqueeze(0), batched=False) for row in rows])
+
+
+def _pull(output: Tensor, sources: Sequence[Tensor], rows: Tensor, batched: bool) -> Tensor:
+    found = torch.autograd.grad(
+        output,
+        sources,
+        rows if batched else rows[0],
+        retain_graph=True,
+        materialize_grads=True,
+        is_grads_batched=batched,
+    )
+    return torch.cat([leaf.reshape(rows.shape[0], -1) for leaf in found], dim=1)
 
 
 def _functional(

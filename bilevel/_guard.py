@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 RngState = tuple[Tensor, Tensor | None]
+
+Place = tuple[Any, Any]
+"""A dict or list and a key of it: where a buffer hangs."""
 
 # Longer containers hold data, not modules; looking through them would cost more than the gradient.
 _LONGEST_SEARCHED = 1000
@@ -23,9 +26,10 @@ class Guard:
     """Evaluates user functions under one remembered state of the random generators.
 
     Every evaluation inside :meth:`replay` sees the same random numbers, so that dropout masks
-    agree between the objective, its gradient and every Hessian-vector product. On the way out,
-    also after an error, the generators and the buffers of every module the functions reach are as
-    they were.
+    agree between the objective, its gradient and every Hessian-vector product. Buffers of every
+    module the functions reach are stood in for by copies meanwhile. The originals are never
+    written, so a graph that outlives the evaluation (ours, or one of the user's) stays valid. On
+    the way out, also after an error, generators and modules are as they were.
 
     Args:
         functions: the user's callables; modules they are, are bound to, close over or name as
@@ -38,12 +42,7 @@ class Guard:
         self, functions: Sequence[Callable[..., Any]], arguments: Any, device: torch.device
     ) -> None:
         self._device = device
-        self._buffers = [
-            buffer
-            for module in _modules(functions, arguments)
-            for buffer in module.buffers()
-            if buffer is not None
-        ]
+        self._places = _places([*functions, arguments])
         self._seed = self._rng()
 
     def _rng(self) -> RngState:
@@ -59,79 +58,114 @@ class Guard:
 
     @contextmanager
     def replay(self) -> Iterator[None]:
-        """Rewind the generators, run the body, put generators and buffers back."""
+        """Rewind the generators, run the body on copies of the buffers, put everything back."""
         before = self._rng()
-        saved = [buffer.detach().clone() for buffer in self._buffers]
+        originals = [holder[key] for holder, key in self._places]
+        copies = {id(buffer): buffer.clone() for buffer in originals}
         self._set_rng(self._seed)
         try:
+            for (holder, key), buffer in zip(self._places, originals, strict=True):
+                holder[key] = copies[id(buffer)]
             yield
         finally:
+            for (holder, key), buffer in zip(self._places, originals, strict=True):
+                holder[key] = buffer
             self._set_rng(before)
-            self._restore(saved)
-
-    def _restore(self, saved: Sequence[Tensor]) -> None:
-        # Written only where it changed: a needless write would bump the version of a buffer that
-        # the user's own graph may have saved for its backward.
-        with torch.no_grad():
-            for buffer, value in zip(self._buffers, saved, strict=True):
-                if not torch.equal(buffer, value):
-                    buffer.copy_(value)
 
 
-def _modules(functions: Sequence[Callable[..., Any]], arguments: Any) -> list[torch.nn.Module]:
-    found: dict[int, torch.nn.Module] = {}
-    pending: list[Any] = [*functions, *pytree.tree_leaves(arguments)]
-    seen: set[int] = set()
+def _places(roots: Sequence[Any]) -> list[Place]:
+    """Where the buffers hang of every module in reach: in the modules, and in dicts and lists.
+
+    The latter hold what ``functional_call`` is given, such as ``dict(module.named_buffers())``.
+    """
+    modules, containers = _search(roots)
+    places = [
+        (module._buffers, name)
+        for module in modules
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
+    buffers = {id(holder[name]) for holder, name in places}
+    if not buffers:
+        return []
+    for container in containers:
+        items = container.items() if isinstance(container, dict) else enumerate(container)
+        places.extend((container, key) for key, item in items if id(item) in buffers)
+    return places
+
+
+def _search(roots: Sequence[Any]) -> tuple[list[torch.nn.Module], list[Any]]:
+    """The modules (children included) and the dicts and lists in reach of some objects."""
+    modules: dict[int, torch.nn.Module] = {}
+    containers: list[Any] = []
+    pending: list[Any] = list(roots)
+    seen: dict[int, Any] = {}  # holds what it has seen, so that no id is given out again
     while pending:
         item = pending.pop()
-        if id(item) in seen:
+        if id(item) in seen or isinstance(item, Tensor | type | str | bytes | int | float):
             continue
-        seen.add(id(item))
+        seen[id(item)] = item
         if isinstance(item, torch.nn.Module):
-            found[id(item)] = item
+            modules.update((id(module), module) for module in item.modules())
         elif isinstance(item, FunctionType):
             pending.extend(_reached(item))
         elif isinstance(item, MethodType):
             pending.extend((item.__func__, item.__self__))
         elif isinstance(item, functools.partial):
-            pending.extend((item.func, *item.args, *item.keywords.values()))
-        elif isinstance(item, list | tuple) and len(item) <= _LONGEST_SEARCHED:
-            pending.extend(item)
-        elif isinstance(item, dict) and len(item) <= _LONGEST_SEARCHED:
-            pending.extend(item.values())
+            pending.extend((item.func, item.args, item.keywords))
+        elif isinstance(item, list | tuple | dict):
+            if len(item) <= _LONGEST_SEARCHED:
+                pending.extend(item.values() if isinstance(item, dict) else item)
+                if not isinstance(item, tuple):
+                    containers.append(item)
         elif _is_user_object(item):
-            pending.extend(vars(item).values())
-    return list(found.values())
+            pending.extend(_attributes(item))
+        elif callable(item):  # functools.cache and the like
+            pending.append(getattr(item, "__wrapped__", None))
+    return list(modules.values()), containers
 
 
 def _reached(function: FunctionType) -> list[Any]:
-    reached: list[Any] = [*(function.__defaults__ or ())]
+    """What a function holds: defaults, attributes, closure, and what its own file's globals name.
+
+    What a decorator or ``torch.compile`` has wrapped is among the attributes.
+    """
+    reached: list[Any] = [function.__defaults__, function.__kwdefaults__, function.__dict__]
     for cell in function.__closure__ or ():
         try:
             reached.append(cell.cell_contents)
         except ValueError:  # a cell not filled yet
             continue
-    for name in function.__code__.co_names:
-        item = function.__globals__.get(name)
-        # Library functions are not searched: only what the user's own file names.
-        if isinstance(item, torch.nn.Module) or (
-            isinstance(item, FunctionType) and item.__globals__ is function.__globals__
-        ):
-            reached.append(item)
-    wrapped = getattr(function, "__wrapped__", None) or getattr(
-        function, "_torchdynamo_orig_callable", None
-    )
-    if wrapped is not None:
-        reached.append(wrapped)
+    if not _is_library(function.__module__):
+        for name in _names(function.__code__):
+            item = function.__globals__.get(name)
+            # Functions imported from elsewhere are not followed into their own files.
+            if not isinstance(item, FunctionType) or item.__globals__ is function.__globals__:
+                reached.append(item)
     return reached
 
 
+def _names(code: CodeType) -> Iterator[str]:
+    """The names a function uses, those of the functions and comprehensions inside it included."""
+    yield from code.co_names
+    for constant in code.co_consts:
+        if isinstance(constant, CodeType):
+            yield from _names(constant)
+
+
 def _is_user_object(item: Any) -> bool:
-    """A plain callable object or a bound ``self`` whose attributes may hold modules."""
-    return (
-        not isinstance(item, Tensor | type | str | bytes)
-        and not inspect.ismodule(item)
-        and hasattr(item, "__dict__")
-        and type(item).__module__ not in ("builtins", "torch")
-        and not type(item).__module__.startswith(("torch.", "numpy"))
-    )
+    """An object whose attributes may hold modules: a callable, a bound ``self``, a trainer."""
+    return not inspect.ismodule(item) and not _is_library(type(item).__module__)
+
+
+def _attributes(item: Any) -> Iterator[Any]:
+    yield from getattr(item, "__dict__", {}).values()
+    for kind in type(item).__mro__:
+        slots = kind.__dict__.get("__slots__", ())
+        for name in (slots,) if isinstance(slots, str) else slots:
+            yield getattr(item, name, None)
+
+
+def _is_library(module: str | None) -> bool:
+    top = (module or "").partition(".")[0]
+    return top in ("torch", "numpy") or top in sys.stdlib_module_names

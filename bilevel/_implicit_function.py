@@ -15,6 +15,7 @@ Reference: Blondel et al., Efficient and modular implicit differentiation, 2022,
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from bilevel import _transforms
 from bilevel._autodiff import jvp, vjp
+from bilevel._guard import Guard
 from bilevel.curvature import JacobianOperator
 from bilevel.linear import OnFailure, solve_rows
 from bilevel.operators import damped
@@ -45,6 +47,7 @@ class Condition:
     solver: Solver
     damping: float
     on_failure: OnFailure
+    guard: Guard
     depth: int = 0
 
     def batched(self, in_dims: Sequence[int | None]) -> Condition:
@@ -86,6 +89,17 @@ class Condition:
         return torch.stack(values, dim=1).view(b.shape)
 
 
+def _guarded(rule: Callable[..., Any]) -> Callable[..., Any]:
+    """Around all of a rule, for what runs the condition again by itself (a checkpoint)."""
+
+    @functools.wraps(rule)
+    def guarded(ctx: Any, *gradients: Any) -> Any:
+        with ctx.condition.guard.replay():
+            return rule(ctx, *gradients)
+
+    return guarded
+
+
 class LinearSolve(torch.autograd.Function):
     """``y = A^-1 b`` (``A^-T b`` if transposed), A the Jacobian of a condition at ``x, params``."""
 
@@ -93,7 +107,8 @@ class LinearSolve(torch.autograd.Function):
     def forward(
         condition: Condition, transposed: bool, b: Tensor, x: Tensor, *params: Tensor
     ) -> Tensor:
-        return condition.solve(transposed, b, x, params)
+        with condition.guard.replay():
+            return condition.solve(transposed, b, x, params)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -102,6 +117,7 @@ class LinearSolve(torch.autograd.Function):
         ctx.save_for_forward(output, *tensors)
 
     @staticmethod
+    @_guarded
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         y, x, *params = ctx.saved_tensors
         condition = ctx.condition
@@ -116,6 +132,7 @@ class LinearSolve(torch.autograd.Function):
         return None, None, b_bar, *vjp(pulled, [x, *params], -right)
 
     @staticmethod
+    @_guarded
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         _transforms.refuse_forward_over_forward()
         y, x, *params = ctx.saved_tensors
@@ -170,6 +187,7 @@ class Attach(torch.autograd.Function):
         ctx.save_for_forward(output, *params)
 
     @staticmethod
+    @_guarded
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         x, *params = ctx.saved_tensors
         adjoint = LinearSolve.apply(ctx.condition, True, gradient, x, *params)
@@ -177,6 +195,7 @@ class Attach(torch.autograd.Function):
         return None, None, *vjp(lambda *moving: field(x, *moving), params, -adjoint)
 
     @staticmethod
+    @_guarded
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         _transforms.refuse_forward_over_forward()
         x, *params = ctx.saved_tensors

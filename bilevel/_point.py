@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from bilevel._autodiff import filled, fresh
 from bilevel._guard import Guard
 from bilevel._tree import Layout, Tree, check_finite, check_same_kind, flatten
 from bilevel.errors import InputError, NonFiniteError
-from bilevel.products import HVP, Objective, Products, products
+from bilevel.products import HVP, Objective, Products, check_args, products
 
 
 @dataclass(frozen=True)
@@ -39,22 +41,25 @@ class Point:
         theta: Tree,
         outer_args: Sequence[Any],
         inner_args: Sequence[Any],
+        curvature: Any = None,
     ) -> Point:
         phi_leaves, phi_layout = flatten(phi, "phi")
         theta_leaves, theta_layout = flatten(theta, "theta")
         check_same_kind(theta_layout, "theta", phi_layout, "phi")
         check_finite(phi, phi_leaves, "phi")
         check_finite(theta, theta_leaves, "theta")
-        functions = (outer, inner)
-        guard = Guard(functions, (tuple(outer_args), tuple(inner_args)), theta_layout.device)
+        outer_args = _usable(check_args(outer_args, "outer_args"))
+        inner_args = _usable(check_args(inner_args, "inner_args"))
+        functions = [outer, inner, curvature]
+        guard = Guard(functions, (outer_args, inner_args), theta_layout.device)
         return cls(
             hvp=hvp,
             phi_tree=phi,
             theta_tree=theta,
             phi_layout=phi_layout,
             theta_layout=theta_layout,
-            phi=_fresh(phi_leaves),
-            theta=_fresh(theta_leaves),
+            phi=fresh(phi_leaves),
+            theta=fresh(theta_leaves),
             outer=Objective(outer, "outer", phi_layout, theta_layout, outer_args, guard),
             inner=Objective(inner, "inner", phi_layout, theta_layout, inner_args, guard),
         )
@@ -85,11 +90,13 @@ class Point:
         return made
 
 
-def _fresh(leaves: Sequence[Tensor]) -> list[Tensor]:
-    # Inference tensors cannot be saved for a backward; a copy made here can.
-    return [
-        (leaf.clone() if leaf.is_inference() else leaf.detach()).requires_grad_() for leaf in leaves
-    ]
+def _usable(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments with copies of inference tensors, which cannot be saved for a backward."""
+    leaves, spec = pytree.tree_flatten(args)
+    if not any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in leaves):
+        return args
+    copies = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+    return pytree.tree_unflatten(copies, spec)
 
 
 def _raise_non_finite(what: str, tensor: Tensor) -> None:
@@ -100,6 +107,11 @@ def _raise_non_finite(what: str, tensor: Tensor) -> None:
         )
 
 
-def filled(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    pairs = zip(found, like, strict=True)
-    return [torch.zeros_like(leaf) if grad is None else grad for grad, leaf in pairs]
+def check_depends(direct: Sequence[Tensor | None], mixed: Sequence[Tensor | None]) -> None:
+    """Refuse a phi that nothing depends on: zeros would look like a converged answer."""
+    if all(leaf is None for leaf in (*direct, *mixed)):
+        raise InputError(
+            "neither outer nor the theta-gradient of inner depends on phi in a way autograd can "
+            "see, so the hypergradient would be zero. Use the phi the functions are handed, not "
+            "one they close over."
+        )

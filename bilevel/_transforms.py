@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import torch._C._functorch as _functorch  # pyright: ignore[reportMissingImports]
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from bilevel.errors import TransformError
@@ -14,6 +16,11 @@ from bilevel.errors import TransformError
 def active() -> bool:
     """True inside ``torch.func.vmap``, ``grad``, ``vjp``, ``jvp`` and their kin."""
     return _functorch.peek_interpreter_stack() is not None
+
+
+def differentiating() -> bool:
+    """Whether anything could be recording derivatives: autograd, a dual level, a transform."""
+    return torch.is_grad_enabled() or forward_ad._current_level >= 0 or active()
 
 
 def refuse(name: str, *trees: Any) -> None:
@@ -27,6 +34,15 @@ def refuse(name: str, *trees: Any) -> None:
                 "bilevel.argmin, bilevel.root or bilevel.fixed_point inside a transform, or solve "
                 "several right-hand sides as columns [n, k]."
             )
+
+
+def refuse_inside(name: str) -> None:
+    """Refuse any transform, for functions that build a graph of their own."""
+    if active():
+        raise TransformError(
+            f"{name} cannot be used inside torch.func transforms: it differentiates by itself. "
+            "Call it outside; bilevel.argmin, root, fixed_point and implicit_grad work inside."
+        )
 
 
 def refuse_forward_over_forward() -> None:

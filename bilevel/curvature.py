@@ -9,11 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bilevel import _transforms
+from bilevel._autodiff import fresh, pull_rows
 from bilevel._guard import Guard
 from bilevel._tree import Layout, Tree, flatten
 from bilevel.errors import InputError
 from bilevel.operators import LinearOperator
-from bilevel.products import HVP, KeptGraph, Objective, Products, check_scalar, products
+from bilevel.products import (
+    HVP,
+    KeptGraph,
+    Objective,
+    Products,
+    check_args,
+    check_scalar,
+    products,
+)
 
 
 class HessianOperator(LinearOperator):
@@ -77,9 +87,7 @@ class JacobianOperator(LinearOperator):
     def _through(self, output: Tensor, source: Tensor, rows: Tensor) -> Tensor:
         if self.batch is not None:
             return _pull(output, source, rows)
-        if rows.shape[0] == 1:
-            return _pull(output, source, rows[0]).unsqueeze(0)
-        return _pull(output, source, rows, is_grads_batched=True)
+        return pull_rows(output, [source], rows) if output.requires_grad else torch.zeros_like(rows)
 
 
 def _pull(output: Tensor, source: Tensor, cotangent: Tensor, **options: bool) -> Tensor:
@@ -114,7 +122,9 @@ def hessian(
         tensor([[ 6.,  0.],
                 [ 0., 12.]])
     """
+    _transforms.refuse_inside("bilevel.hessian")
     leaves, layout = flatten(theta, "theta")
+    args = check_args(args, "args")
     guard = Guard([objective], args, layout.device)
     wrapped = Objective(
         lambda _, point, *rest: objective(point, *rest),
@@ -124,8 +134,9 @@ def hessian(
         args,
         guard,
     )
-    point = [leaf.detach().requires_grad_() for leaf in leaves]
-    return HessianOperator(products(hvp, wrapped, [], point), layout)
+    with torch.inference_mode(False):
+        point = fresh(leaves)
+        return HessianOperator(products(hvp, wrapped, [], point), layout)
 
 
 def jacobian(
@@ -152,7 +163,9 @@ def jacobian(
         tensor([[3., 2.],
                 [0., 1.]])
     """
+    _transforms.refuse_inside("bilevel.jacobian")
     leaves, layout = flatten(x, "x")
+    args = check_args(args, "args")
     guard = Guard([function], args, layout.device)
 
     def field(vector: Tensor) -> Tensor:
@@ -160,8 +173,9 @@ def jacobian(
             value = function(layout.unflatten(vector), *args)
         return layout.join(layout.matching_leaves(value, "what function returned", "x"))
 
-    point = layout.join([leaf.detach() for leaf in leaves])
-    return JacobianOperator(field, point, symmetric=symmetric, layout=layout)
+    with torch.inference_mode(False):
+        point = layout.join(fresh(leaves))
+        return JacobianOperator(field, point, symmetric=symmetric, layout=layout)
 
 
 @dataclass(frozen=True)

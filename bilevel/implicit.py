@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from bilevel import _transforms
+from bilevel import _autodiff, _transforms
+from bilevel._closures import behind
 from bilevel._guard import Guard
 from bilevel._implicit_function import Attach, Condition
 from bilevel._tree import Tree, check_same_kind, flatten
 from bilevel.errors import InputError, TransformError
 from bilevel.linear import OnFailure, check_options
 from bilevel.operators import check_damping
-from bilevel.products import check_scalar
+from bilevel.products import check_args, check_scalar, refuse_unused
 from bilevel.solvers import Solver
 
 
@@ -75,11 +76,13 @@ def argmin(
             return torch.func.grad(lambda moving: value(p, moving, *rest))(t)
         leaves, spec = pytree.tree_flatten(t)
         with torch.enable_grad():
-            objective = value(p, t, *rest)
-            found = torch.autograd.grad(
-                objective, leaves, create_graph=True, materialize_grads=True
-            )
-        return pytree.tree_unflatten(found, spec)
+            leaves = [x if x.requires_grad else x.detach().requires_grad_() for x in leaves]
+            objective = value(p, pytree.tree_unflatten(leaves, spec), *rest)
+            found = _autodiff.gradient(objective, leaves, "inner", create_graph=True)
+            if not damping:
+                unused = [i for i, leaf in enumerate(found) if leaf is None]
+                refuse_unused("inner", unused, t, "theta_star")
+            return pytree.tree_unflatten(_autodiff.filled(found, leaves), spec)
 
     names = ("inner", "theta_star")
     return _attach(
@@ -176,13 +179,9 @@ def fixed_point(
     """
 
     def condition(p: Tree, x: Tree, *rest: Any) -> Tree:
-        image = map(p, x, *rest)
-        if pytree.tree_structure(image) != pytree.tree_structure(x):
-            raise InputError(
-                f"map returned the tree {pytree.tree_structure(image)}; x is "
-                f"{pytree.tree_structure(x)}."
-            )
-        return pytree.tree_map(lambda a, b: a - b, x, image)
+        leaves, layout = flatten(x, "x_star")
+        image = layout.matching_leaves(map(p, x, *rest), "what map returned", "x_star")
+        return layout.tree([a - b for a, b in zip(leaves, image, strict=True)])
 
     names = ("map", "x_star")
     return _attach(condition, phi, x_star, args, names, map, False, solver, 0.0, on_failure, None)
@@ -202,12 +201,19 @@ def _attach(
     value: Callable[..., Tensor] | None,
 ) -> Tree:
     solver = check_options(solver, on_failure)
+    if solver.needs_symmetric and not symmetric:
+        raise InputError(
+            f"{type(solver).__name__} needs a symmetric Jacobian, and that of {names[0]} is not "
+            "known to be. Use GMRES or BiCGStab, or root(..., symmetric=True) where it is."
+        )
     x_leaves, layout = flatten(x_star, names[1])
     phi_leaves, phi_layout = flatten(phi, "phi")
     check_same_kind(layout, names[1], phi_layout, "phi")
-    arg_leaves, arg_spec = pytree.tree_flatten(tuple(args))
+    arg_leaves, arg_spec = pytree.tree_flatten(check_args(args, "args"))
     tensors = [i for i, leaf in enumerate(arg_leaves) if isinstance(leaf, Tensor)]
     params = [*phi_leaves, *(arg_leaves[i] for i in tensors)]
+    if any(param.is_complex() and param.requires_grad for param in params):
+        raise InputError("args holds a complex tensor that requires grad; only real ones may.")
     guard = Guard([function], args, layout.device)
 
     def trees(moving: Sequence[Tensor]) -> tuple[Tree, tuple[Any, ...]]:
@@ -232,30 +238,18 @@ def _attach(
         return field(x, *moving)
 
     x = layout.join([leaf.detach() for leaf in x_leaves])
-    if torch.is_grad_enabled():
-        _refuse_lost_derivatives(probe, x, params, names[0])
-    made = Condition(field, symmetric, solver, damping, on_failure)
-    try:
-        attached = Attach.apply(made, x, *params)
-    except RuntimeError as error:
-        if "escaped from inside a function being vmapped" in str(error):
-            raise TransformError(_closure_message(names[0], "is being vmapped")) from error
-        raise
-    return layout.unflatten(attached)
+    if _transforms.differentiating():
+        state = behind(probe, [x, *params])
+        if state is not None:
+            raise _lost(names[0], state)
+    made = Condition(field, symmetric, solver, damping, on_failure, guard)
+    return layout.unflatten(Attach.apply(made, x, *params))
 
 
-def _refuse_lost_derivatives(
-    function: Callable[..., Tensor], x: Tensor, params: Sequence[Tensor], name: str
-) -> None:
-    """Evaluate once on detached inputs: whatever still requires grad came in behind our back."""
-    value = function(x.detach(), *(p.detach() for p in params))
-    if value.requires_grad:
-        raise InputError(_closure_message(name, "requires grad"))
-
-
-def _closure_message(name: str, state: str) -> str:
-    return (
-        f"{name} uses a tensor that {state} but is part of neither phi nor args: its derivative "
-        "would be lost without a word. Pass it in phi or args=(...), or detach it "
+def _lost(name: str, state: str) -> InputError | TransformError:
+    kind = TransformError if _transforms.active() else InputError
+    return kind(
+        f"{name} uses a tensor that {state} but is part of neither phi nor args: its part in the "
+        "derivative would be lost without a word. Pass it in phi or args=(...), or detach it "
         "(requires_grad_(False) for frozen parameters)."
     )

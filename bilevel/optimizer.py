@@ -10,8 +10,9 @@ from torch import Tensor
 
 from bilevel._tree import Layout, Tree, flatten
 from bilevel.errors import InputError, NonFiniteError
-from bilevel.problem import HypergradientInfo, ImplicitProblem
+from bilevel.problem import ImplicitProblem
 from bilevel.products import check_scalar
+from bilevel.report import HypergradientInfo
 from bilevel.solution import State
 
 _VERSION = 1

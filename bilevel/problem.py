@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,52 +11,21 @@ import torch
 from torch import Tensor
 
 from bilevel import _transforms
-from bilevel._point import Point, filled
-from bilevel._tree import Tree, check_finite, leaf_name
+from bilevel._autodiff import filled
+from bilevel._closures import refuse_tangents
+from bilevel._guard import Guard
+from bilevel._point import Point, check_depends
+from bilevel._tree import Tree, check_finite, flatten
 from bilevel.curvature import GaussNewton, HessianOperator
 from bilevel.errors import CurvatureWarning, InputError, TransformError, outside
 from bilevel.implicit import argmin
 from bilevel.linear import OnFailure, check_options, solve_rows
 from bilevel.operators import LinearOperator, check_damping, damped
-from bilevel.products import HVP, Products, check_hvp
+from bilevel.products import HVP, Products, check_args, check_hvp, check_scalar, refuse_unused
 from bilevel.refine import refine
+from bilevel.report import HypergradientInfo, hypergradient_info
 from bilevel.solution import Solution, State
 from bilevel.solvers import Solver
-
-
-@dataclass(frozen=True)
-class HypergradientInfo:
-    """What stands behind a hypergradient.
-
-    Attributes:
-        outer_value: the outer objective, a float.
-        direct: the part of the gradient at fixed theta, a tree like phi.
-        implicit: the part through ``theta*(phi)``, a tree like phi; the gradient is their sum.
-        adjoint: v in ``(H + damping I) v = d_theta outer``, a tree like theta.
-        stationarity: norm of ``d_theta inner`` at theta. The formula holds at 0; how far from it
-            matters is measured against the curvature: theta is about ``stationarity / lambda`` away
-            from the optimum along a direction of curvature lambda.
-        solution: the solve for the adjoint, with its result and figures.
-        error_estimate: estimated norm of the hypergradient's error from the unfinished solve,
-            ``||implicit|| / ||v|| * ||residual|| / smallest curvature``; None where the smallest
-            curvature seen is not positive or nothing was seen. An estimate, not a bound: the
-            smallest curvature seen is at least the smallest eigenvalue.
-        hvp: the way products were made, after any fallback.
-    """
-
-    outer_value: float
-    direct: Tree
-    implicit: Tree
-    adjoint: Tree
-    stationarity: float
-    solution: Solution
-    error_estimate: float | None
-    hvp: str
-
-    @property
-    def state(self) -> State:
-        """What the solver prepared; pass it as ``state=`` to use it again."""
-        return self.solution.state
 
 
 @dataclass(frozen=True)
@@ -155,8 +123,22 @@ class ImplicitProblem:
     ) -> Tree:
         """The hypergradient at ``(phi, theta)``; see :func:`bilevel.implicit_grad`."""
         if _transforms.active():
-            return self._transformed(phi, theta, outer_args, inner_args, return_info)
-        point = Point.of(self.outer, self.inner, self.hvp, phi, theta, outer_args, inner_args)
+            if return_info or initial is not None or state is not None:
+                raise TransformError(
+                    "return_info, initial and state are not carried by torch.func transforms. "
+                    "Leave them out inside vmap, grad and the like."
+                )
+            return self._transformed(phi, theta, outer_args, inner_args)
+        refuse_tangents("implicit_grad", phi, theta, outer_args, inner_args)
+        with torch.inference_mode(False):
+            point = self._point(phi, theta, outer_args, inner_args)
+            # Around all of it, for what runs the functions again by itself (a checkpoint).
+            with point.inner.guard.replay():
+                return self._hypergradient(point, initial, state, return_info)
+
+    def _hypergradient(
+        self, point: Point, initial: Tree, state: State | None, return_info: bool
+    ) -> Tree:
         guess = None
         if initial is not None:
             leaves = point.theta_layout.matching_leaves(initial, "initial", "theta")
@@ -165,7 +147,8 @@ class ImplicitProblem:
 
         outer_value, direct, slope = point.first_order()
         inner = point.products()
-        self._check_inner(inner, point)
+        if not self.damping:
+            refuse_unused("inner", inner.unused, point.theta_tree, "theta")
         operator = self._operator(inner, point)
         solution = solve_rows(
             operator, slope.unsqueeze(0), self.solver, guess, state, self.on_failure
@@ -173,7 +156,7 @@ class ImplicitProblem:
         self._name_negative_curvature(solution)
         adjoint = solution.value.squeeze(0)
         mixed = inner.mixed(adjoint)
-        _check_depends(direct, mixed)
+        check_depends(direct, mixed)
         direct = filled(direct, point.phi)
         implicit = [-leaf for leaf in filled(mixed, point.phi)]
         gradient = [d + i for d, i in zip(direct, implicit, strict=True)]
@@ -181,7 +164,9 @@ class ImplicitProblem:
         check_finite(tree, gradient, "the hypergradient in phi")
         if not return_info:
             return tree
-        return tree, _info(point, outer_value, direct, implicit, adjoint, inner, solution)
+        return tree, hypergradient_info(
+            point, outer_value, direct, implicit, adjoint, inner, solution
+        )
 
     def solution(self, phi: Tree, theta_star: Tree, *, inner_args: Sequence[Any] = ()) -> Tree:
         """``theta_star`` with the implicit derivative attached, for any differentiable code.
@@ -209,13 +194,17 @@ class ImplicitProblem:
 
     def operator(self, phi: Tree, theta: Tree, *, inner_args: Sequence[Any] = ()) -> LinearOperator:
         """The curvature that would be inverted at a point, damping included, as an operator."""
-        point = Point.of(self.outer, self.inner, self.hvp, phi, theta, (), inner_args)
-        return self._operator(point.products(), point)
+        _transforms.refuse_inside("operator()")
+        with torch.inference_mode(False):
+            point = self._point(phi, theta, (), inner_args)
+            return self._operator(point.products(), point)
 
     def stationarity(self, phi: Tree, theta: Tree, *, inner_args: Sequence[Any] = ()) -> float:
         """The norm of ``d_theta inner``: how far theta is from solving the inner problem."""
-        point = Point.of(self.outer, self.inner, self.hvp, phi, theta, (), inner_args)
-        return float(torch.linalg.vector_norm(point.products().gradient))
+        _transforms.refuse_inside("stationarity()")
+        with torch.inference_mode(False):
+            point = self._point(phi, theta, (), inner_args)
+            return float(torch.linalg.vector_norm(point.products().gradient))
 
     def refine(
         self,
@@ -253,16 +242,26 @@ class ImplicitProblem:
             >>> bool((theta - 1).abs() < 0.1)
             True
         """
-        point = Point.of(self.outer, self.inner, self.hvp, phi, theta, (), inner_args)
-        return refine(
-            point.inner,
-            point.phi,
-            point.theta,
-            self.hvp,
-            self.damping,
-            tolerance,
-            max_steps,
-            optimizer,
+        _transforms.refuse_inside("refine()")
+        with torch.inference_mode(False):
+            point = self._point(phi, theta, (), inner_args)
+            with point.inner.guard.replay():
+                return refine(
+                    point.inner,
+                    point.phi,
+                    point.theta,
+                    self.hvp,
+                    self.damping,
+                    tolerance,
+                    max_steps,
+                    optimizer,
+                )
+
+    def _point(
+        self, phi: Tree, theta: Tree, outer_args: Sequence[Any], inner_args: Sequence[Any]
+    ) -> Point:
+        return Point.of(
+            self.outer, self.inner, self.hvp, phi, theta, outer_args, inner_args, self.curvature
         )
 
     def _operator(self, inner: Products, point: Point) -> LinearOperator:
@@ -277,14 +276,6 @@ class ImplicitProblem:
                 point.inner.guard,
             )
         return damped(base, self.damping)
-
-    def _check_inner(self, inner: Products, point: Point) -> None:
-        if inner.unused and not self.damping:
-            names = [leaf_name(point.theta_tree, i, "theta") for i in inner.unused]
-            raise InputError(
-                f"inner does not depend on {', '.join(names)}: its Hessian is singular there. "
-                "Leave the leaf out of theta, add a penalty on it to inner, or set damping > 0."
-            )
 
     def _name_negative_curvature(self, solution: Solution) -> None:
         lowest = solution.stats.smallest_curvature
@@ -305,18 +296,15 @@ class ImplicitProblem:
         theta: Tree,
         outer_args: Sequence[Any],
         inner_args: Sequence[Any],
-        return_info: bool,
     ) -> Tree:
         """Inside a transform: the gradient of ``outer(phi, argmin(phi))``, which composes."""
-        if return_info:
-            raise TransformError(
-                "return_info=True reads numbers off the tensors, which torch.func transforms hide. "
-                "Leave it out inside vmap, grad and the like."
-            )
+        outer_args = check_args(outer_args, "outer_args")
+        guard = Guard([self.outer], outer_args, flatten(theta, "theta")[1].device)
 
         def value(moving: Tree) -> Tensor:
             solved = self.solution(moving, theta, inner_args=inner_args)
-            return self.outer(moving, solved, *outer_args)
+            with guard.replay():
+                return check_scalar(self.outer(moving, solved, *outer_args), "outer")
 
         return torch.func.grad(value)(phi)
 
@@ -406,52 +394,3 @@ def implicit_grad(
         state=state,
         return_info=return_info,  # type: ignore[call-overload]
     )
-
-
-def _check_depends(direct: Sequence[Tensor | None], mixed: Sequence[Tensor | None]) -> None:
-    """Refuse a phi that nothing depends on: zeros would look like a converged answer."""
-    if all(leaf is None for leaf in (*direct, *mixed)):
-        raise InputError(
-            "neither outer nor the theta-gradient of inner depends on phi in a way autograd can "
-            "see, so the hypergradient would be zero. Use the phi the functions are handed, not "
-            "one they close over."
-        )
-
-
-def _info(
-    point: Point,
-    outer_value: Tensor,
-    direct: Sequence[Tensor],
-    implicit: Sequence[Tensor],
-    adjoint: Tensor,
-    inner: Products,
-    solution: Solution,
-) -> HypergradientInfo:
-    tree = point.theta_layout.unflatten(adjoint)
-    report = Solution(tree, solution.result, solution.stats, solution.state)
-    return HypergradientInfo(
-        outer_value=float(outer_value),
-        direct=point.phi_layout.tree(direct),
-        implicit=point.phi_layout.tree(implicit),
-        adjoint=tree,
-        stationarity=float(torch.linalg.vector_norm(inner.gradient)),
-        solution=report,
-        error_estimate=_error_estimate(implicit, adjoint, solution),
-        hvp=inner.name,
-    )
-
-
-def _error_estimate(
-    implicit: Sequence[Tensor], adjoint: Tensor, solution: Solution
-) -> float | None:
-    stats = solution.stats
-    if stats.residual == 0.0:
-        return 0.0
-    lowest = stats.smallest_curvature
-    if stats.ritz is not None:
-        lowest = stats.ritz[0] if lowest is None else min(lowest, stats.ritz[0])
-    size = float(torch.linalg.vector_norm(adjoint))
-    if lowest is None or lowest <= 0 or size == 0 or not math.isfinite(size):
-        return None
-    moved = math.sqrt(sum(float(torch.linalg.vector_norm(leaf)) ** 2 for leaf in implicit))
-    return moved / size * stats.residual / lowest

@@ -10,9 +10,11 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
+from bilevel._autodiff import filled, gradient, leaves_of_graph, pull_rows
 from bilevel._guard import Guard
-from bilevel._tree import Layout
+from bilevel._tree import Layout, Tree, leaf_name
 from bilevel.errors import InputError, ProductWarning, outside
 
 HVP = Literal["auto", "reverse", "forward_over_reverse", "finite_difference"]
@@ -47,6 +49,24 @@ class Objective:
         with self.guard.replay():
             value = self.function(self.phi.tree(phi), self.theta.tree(theta), *self.args)
         return check_scalar(value, self.name)
+
+
+def check_args(args: Any, argument: str) -> tuple[Any, ...]:
+    """Refuse arguments that are no sequence of them: a batch by itself would be taken apart."""
+    if not isinstance(args, list | tuple):
+        raise InputError(f"{argument} is a {type(args).__name__}; wanted a tuple, such as (x,).")
+    return tuple(args)
+
+
+def refuse_unused(name: str, unused: Sequence[int], tree: Tree, argument: str) -> None:
+    """Refuse leaves an objective does not depend on, unless there is nothing in them."""
+    sizes = [leaf.numel() for leaf in pytree.tree_leaves(tree)]
+    names = [leaf_name(tree, index, argument) for index in unused if sizes[index]]
+    if names:
+        raise InputError(
+            f"{name} does not depend on {', '.join(names)}: its Hessian is singular there. Leave "
+            f"the leaf out of {argument}, add a penalty on it to {name}, or set damping > 0."
+        )
 
 
 def check_scalar(value: Any, name: str) -> Tensor:
@@ -102,7 +122,7 @@ class KeptGraph(Products):
         theta: Sequence[Tensor],
         through_transforms: bool = False,
     ) -> None:
-        self._phi, self._theta, self._layout = phi, theta, objective.theta
+        self._phi, self._theta = phi, theta
         with torch.enable_grad():
             if through_transforms:
                 gradients, value = torch.func.grad_and_value(lambda leaves: objective(phi, leaves))(
@@ -111,28 +131,15 @@ class KeptGraph(Products):
                 found: Sequence[Tensor | None] = gradients
             else:
                 value = objective(phi, theta)
-                found = _gradient(value, theta, objective.name, create_graph=True)
-            self._graph = objective.theta.join(_filled(found, theta))
+                found = gradient(value, theta, objective.name, create_graph=True)
+            self._graph = objective.theta.join(filled(found, theta))
         self.value, self.gradient = value.detach(), self._graph.detach()
         self.unused = tuple(i for i, leaf in enumerate(found) if leaf is None)
 
     def rows(self, rows: Tensor) -> Tensor:
         if not self._graph.requires_grad:
             return torch.zeros_like(rows)
-        if rows.shape[0] == 1:
-            leaves = torch.autograd.grad(
-                self._graph, self._theta, rows[0], retain_graph=True, materialize_grads=True
-            )
-            return self._layout.join(leaves).unsqueeze(0)
-        leaves = torch.autograd.grad(
-            self._graph,
-            self._theta,
-            rows,
-            retain_graph=True,
-            materialize_grads=True,
-            is_grads_batched=True,
-        )
-        return torch.cat([leaf.reshape(rows.shape[0], -1) for leaf in leaves], dim=1)
+        return pull_rows(self._graph, self._theta, rows)
 
     def mixed(self, vector: Tensor) -> Sequence[Tensor | None]:
         if not self._graph.requires_grad:
@@ -156,26 +163,24 @@ class ForwardOverReverse(Products):
     ) -> None:
         self._objective = objective
         self._phi, self._theta = _detached(phi), _detached(theta)
-        self.value, self.gradient, self.unused = _first_order(objective, phi, theta)
+        self.value, self.gradient, self.unused, self._used = _first_order(objective, phi, theta)
 
     def rows(self, rows: Tensor) -> Tensor:
-        def gradient(theta: list[Tensor]) -> list[Tensor]:
+        def slope(theta: list[Tensor]) -> list[Tensor]:
             return torch.func.grad(lambda leaves: self._objective(self._phi, leaves))(theta)
 
         join = self._objective.theta.join
-        return torch.stack([join(self._push(gradient, row)) for row in rows])
+        return torch.stack([join(self._push(slope, row)) for row in rows])
 
     def mixed(self, vector: Tensor) -> Sequence[Tensor | None]:
-        def gradient(theta: list[Tensor]) -> list[Tensor]:
+        def slope(theta: list[Tensor]) -> list[Tensor]:
             return torch.func.grad(lambda leaves: self._objective(leaves, theta))(self._phi)
 
-        return self._push(gradient, vector)
+        return _where(self._used, self._push(slope, vector))
 
-    def _push(
-        self, gradient: Callable[[list[Tensor]], list[Tensor]], vector: Tensor
-    ) -> list[Tensor]:
+    def _push(self, slope: Callable[[list[Tensor]], list[Tensor]], vector: Tensor) -> list[Tensor]:
         tangents = self._objective.theta.split(vector)
-        return torch.func.jvp(gradient, (self._theta,), (tangents,))[1]
+        return torch.func.jvp(slope, (self._theta,), (tangents,))[1]
 
 
 class FiniteDifference(Products):
@@ -205,40 +210,43 @@ class FiniteDifference(Products):
         self._flat = objective.theta.join(self._theta)
         eps = torch.finfo(objective.theta.dtype).eps
         self._reach = eps ** (1 / 3) * (1 + torch.linalg.vector_norm(self._flat))
-        self.value, self.gradient, self.unused = _first_order(objective, phi, theta)
+        self.value, self.gradient, self.unused, self._used = _first_order(objective, phi, theta)
 
     def rows(self, rows: Tensor) -> Tensor:
         return torch.stack([self._difference(row, self._gradient_at) for row in rows])
 
     def mixed(self, vector: Tensor) -> Sequence[Tensor | None]:
-        return self._objective.phi.split(self._difference(vector, self._phi_gradient_at))
+        found = self._difference(vector, self._phi_gradient_at)
+        return _where(self._used, self._objective.phi.split(found))
 
-    def _difference(self, vector: Tensor, gradient: Callable[[Tensor], Tensor]) -> Tensor:
+    def _difference(self, vector: Tensor, slope: Callable[[Tensor], Tensor]) -> Tensor:
         # Scaled by its largest entry first: the norm of 1e-30 vanishes in float32.
-        largest = vector.abs().amax()
+        largest = vector.abs().amax() if vector.numel() else vector.new_zeros(())
         direction = vector / torch.where(largest > 0, largest, 1.0)
         norm = torch.linalg.vector_norm(direction)
         step = self._reach / torch.where(norm > 0, norm, 1.0)
-        ahead = gradient(self._flat + step * direction)
-        behind = gradient(self._flat - step * direction)
+        ahead = slope(self._flat + step * direction)
+        behind = slope(self._flat - step * direction)
         return (ahead - behind) * (largest / (2 * step))
 
     def _gradient_at(self, flat: Tensor) -> Tensor:
-        theta = [leaf.requires_grad_() for leaf in self._objective.theta.split(flat)]
-        with torch.enable_grad():
-            value = self._objective(self._phi, theta)
-        found = _gradient(value, theta, self._objective.name)
-        return self._objective.theta.join(_filled(found, theta))
+        value, theta, _ = self._at(flat)
+        found = gradient(value, theta, self._objective.name)
+        return self._objective.theta.join(filled(found, theta))
 
     def _phi_gradient_at(self, flat: Tensor) -> Tensor:
-        theta = self._objective.theta.split(flat)
-        phi = [leaf.requires_grad_() for leaf in _detached(self._phi)]
-        with torch.enable_grad():
-            value = self._objective(phi, theta)
+        value, _, phi = self._at(flat)
         if not value.requires_grad:
             return flat.new_zeros(self._objective.phi.size)
         found = torch.autograd.grad(value, phi, materialize_grads=True)
         return self._objective.phi.join(found)
+
+    def _at(self, flat: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        # Both require grad, whichever is asked for: the objective may differentiate by itself.
+        theta = [leaf.requires_grad_() for leaf in self._objective.theta.split(flat)]
+        phi = [leaf.requires_grad_() for leaf in _detached(self._phi)]
+        with torch.enable_grad():
+            return self._objective(phi, theta), theta, phi
 
 
 class Automatic(Products):
@@ -252,7 +260,10 @@ class Automatic(Products):
         self, objective: Objective, phi: Sequence[Tensor], theta: Sequence[Tensor]
     ) -> None:
         self._point = (objective, phi, theta)
-        self._products: Products = KeptGraph(*self._point)
+        try:
+            self._products: Products = KeptGraph(*self._point)
+        except RuntimeError as error:
+            self._products = self._fallback(error)
         self.value, self.gradient = self._products.value, self._products.gradient
         self.unused = self._products.unused
 
@@ -271,23 +282,25 @@ class Automatic(Products):
             try:
                 return product()
             except RuntimeError as error:
-                refusal = _double_backward_refusal(error)
-                if refusal is None or isinstance(self._products, FiniteDifference):
+                if isinstance(self._products, FiniteDifference):
                     raise
-                self._fall_back(refusal)
+                self._products = self._fallback(error)
 
-    def _fall_back(self, refusal: str) -> None:
+    def _fallback(self, error: RuntimeError) -> Products:
+        objective, phi, theta = self._point
+        refusal = _double_backward_refusal(error)
+        if refusal is None:
+            raise error
         if "torch.compile" in refusal:
-            self._products = KeptGraph(*self._point, through_transforms=True)
-            return
-        self._products = FiniteDifference(*self._point)
+            return KeptGraph(objective, phi, theta, through_transforms=True)
         warnings.warn(
-            f"{self._point[0].name} cannot be differentiated twice ({refusal}); Hessian-vector "
+            f"{objective.name} cannot be differentiated twice ({refusal}); Hessian-vector "
             "products fall back to finite differences of the gradient. Use an operation with a "
             'second derivative for exact ones, or say hvp="finite_difference" to choose them.',
             ProductWarning,
             stacklevel=outside(),
         )
+        return FiniteDifference(objective, phi, theta)
 
 
 def products(
@@ -310,31 +323,21 @@ def check_hvp(hvp: str) -> HVP:
     return hvp  # type: ignore[return-value]
 
 
-def _gradient(
-    value: Tensor, leaves: Sequence[Tensor], name: str, create_graph: bool = False
-) -> tuple[Tensor | None, ...]:
-    if not value.requires_grad:
-        raise InputError(
-            f"{name} does not depend on its theta argument in a way autograd can see. Use the "
-            "tensors it is handed (torch.func.functional_call(module, theta, x)), without "
-            "torch.no_grad or .detach() on the way."
-        )
-    return torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
-
-
 def _first_order(
     objective: Objective, phi: Sequence[Tensor], theta: Sequence[Tensor]
-) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+) -> tuple[Tensor, Tensor, tuple[int, ...], tuple[bool, ...]]:
+    """The value, its gradient in theta, theta leaves not used, and for phi's whether they are."""
     with torch.enable_grad():
-        value = objective(_detached(phi), theta)
-    found = _gradient(value, theta, objective.name)
+        value = objective(phi, theta)
+    reached = {id(leaf) for leaf in leaves_of_graph(value)}
+    found = gradient(value, theta, objective.name)
     unused = tuple(i for i, leaf in enumerate(found) if leaf is None)
-    return value.detach(), objective.theta.join(_filled(found, theta)), unused
+    used = tuple(id(leaf) in reached for leaf in phi)
+    return value.detach(), objective.theta.join(filled(found, theta)), unused, used
 
 
-def _filled(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
-    pairs = zip(found, like, strict=True)
-    return [torch.zeros_like(leaf) if grad is None else grad for grad, leaf in pairs]
+def _where(used: Sequence[bool], leaves: Sequence[Tensor]) -> list[Tensor | None]:
+    return [leaf if known else None for known, leaf in zip(used, leaves, strict=True)]
 
 
 def _detached(leaves: Sequence[Tensor]) -> list[Tensor]:
@@ -345,7 +348,6 @@ _REFUSALS = (
     r"derivative for '?([^' ]+)'? is not implemented",
     r"(.*does not (?:currently )?support double backward.*)",
     r"([Dd]ouble backwards? is not supported.*)",
-    r"(trying to differentiate twice a function that was marked with @once_differentiable)",
     r"(.*not differentiable twice.*)",
 )
 

@@ -18,7 +18,7 @@ BRIDGES = ("interop.py", "operators.py")  # to_scipy and from_scipy
 # From the bottom up: a module imports from its own layer and from those before it.
 LAYERS = (
     ("errors",),
-    ("_tree", "_guard", "_transforms", "_autodiff", "solution"),
+    ("_tree", "_guard", "_transforms", "_autodiff", "_closures", "solution"),
     ("operators", "matrices", "interop"),
     ("_spectrum",),
     ("preconditioners",),
@@ -26,6 +26,7 @@ LAYERS = (
     ("linear",),
     ("products",),
     ("curvature", "_point"),
+    ("report",),
     ("_implicit_function",),
     ("implicit", "refine"),
     ("problem",),
