@@ -397,9 +397,7 @@ def linear_fixed_point() -> Problem:
         w, u, c = p[:16].reshape(4, 4), p[16:24].reshape(4, 2), p[24:]
         return w @ z + u @ x.to(z.dtype) + c
 
-    return Problem(
-        "linear fixed point", "fixed_point", step, outer, phi, theta, gradient, A, False
-    )
+    return Problem("linear fixed point", "fixed_point", step, outer, phi, theta, gradient, A, False)
 
 
 def cosine_fixed_point() -> Problem:

@@ -1,4 +1,4 @@
-"""Every closed form of ``problems``, by every solver that fits, through every entry, in every shape."""
+"""Every closed form of ``problems``, by every solver that fits, through every entry."""
 
 from __future__ import annotations
 
@@ -100,7 +100,9 @@ def test_the_forward_derivative_equals_the_closed_form_along_a_direction(
             lambda phi: problem.outer(phi, attached(problem, solver, phi)), (problem.phi,), (along,)
         )
         wanted = problem.gradient @ along
-        assert abs(float(found - wanted)) < PRECISION * float(problem.gradient.norm() * along.norm())
+        assert abs(float(found - wanted)) < PRECISION * float(
+            problem.gradient.norm() * along.norm()
+        )
 
 
 @pytest.mark.parametrize(("problem", "solver"), MINIMUM_CASES)
@@ -267,7 +269,7 @@ def test_a_kkt_system_of_two_hundred_unknowns_is_solved_by_the_default() -> None
     assert error(gradient, torch.linalg.solve(kkt, goal)[150:]) < 1e-6
 
 
-# --- 0-d tensors ---------------------------------------------------------------------------------
+# --- 0-d tensors -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(solvers(MINIMA[-1])))

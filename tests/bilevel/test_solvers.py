@@ -67,7 +67,7 @@ ALL = SYMMETRIC | GENERAL
 ITERATIVE = {name: s for name, s in ALL.items() if name not in ("Exact", "Auto", "Nystrom")}
 
 
-# --- several right-hand sides, batches -----------------------------------------------------------
+# --- several right-hand sides, batches ---------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -276,7 +276,7 @@ def test_gmres_that_restarts_too_early_on_a_cyclic_shift_says_it_stagnated() -> 
     assert bilevel.solve(A, b, bilevel.GMRES(restart=6)).result is Result.SUCCESS
 
 
-# --- tolerances and budgets ----------------------------------------------------------------------
+# --- tolerances and budgets --------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ITERATIVE)
@@ -355,12 +355,14 @@ def test_half_precision_is_solved_to_its_few_digits(name: str, dtype: torch.dtyp
     solver = ALL[name]
     if "Chebyshev" in name:
         solver = bilevel.Chebyshev(lower=1.0, upper=4.0)
-    found = bilevel.solve(A, (wanted * vector(1.0, 2.0, 4.0)).to(dtype), solver, on_failure="ignore")
+    found = bilevel.solve(
+        A, (wanted * vector(1.0, 2.0, 4.0)).to(dtype), solver, on_failure="ignore"
+    )
     assert found.value.dtype == dtype
     assert error(found.value, wanted) < 8 * torch.finfo(dtype).eps
 
 
-# --- warm start ----------------------------------------------------------------------------------
+# --- warm start --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", sorted(set(ITERATIVE) - {"Neumann fixed step", "Neumann"}))
@@ -432,7 +434,7 @@ def test_a_start_that_does_not_fit_is_named(start: Tensor, kind: type[Exception]
         bilevel.solve(diagonal(1.0, 2.0), vector(1.0, 2.0), initial=start)
 
 
-# --- state ---------------------------------------------------------------------------------------
+# --- state -------------------------------------------------------------------------------------
 
 STATEFUL: dict[str, tuple[bilevel.Solver, int]] = {
     "Exact": (bilevel.Exact(), 12),
@@ -503,7 +505,7 @@ def test_an_exact_factorization_that_has_aged_is_refined_to_the_answer() -> None
 )
 def test_the_state_of_another_solver_is_named(maker: bilevel.Solver, user: bilevel.Solver) -> None:
     A = bilevel.Matrix(spd(4, 1))
-    with pytest.raises(bilevel.InputError, match="state holds .* prepared by another solver"):
+    with pytest.raises(bilevel.InputError, match=r"state holds .* prepared by another solver"):
         bilevel.solve(A, normal(4, seed=1), user, state=maker.init(A))
 
 
@@ -516,7 +518,7 @@ def test_the_state_after_a_zero_right_hand_side_can_be_passed_on(name: str) -> N
     torch.testing.assert_close(found.value, bilevel.solve(A, b, solver).value, rtol=0, atol=0)
 
 
-# --- figures -------------------------------------------------------------------------------------
+# --- figures -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -531,7 +533,9 @@ def test_the_products_reported_are_the_products_made(name: str) -> None:
     assert found.stats.products == counting.calls
 
 
-@pytest.mark.parametrize(("name", "most"), [("CG", 1), ("MINRES", 1), ("GMRES", 2), ("BiCGStab", 1)])
+@pytest.mark.parametrize(
+    ("name", "most"), [("CG", 1), ("MINRES", 1), ("GMRES", 2), ("BiCGStab", 1)]
+)
 def test_a_step_costs_one_product_and_the_true_residual_one_more(name: str, most: int) -> None:
     counting = Counting(spd(30, 1))
     found = bilevel.solve(
@@ -582,7 +586,7 @@ def test_the_worst_column_speaks_for_all() -> None:
     assert found.stats.columns[0].residual == 0.0
 
 
-# --- what Auto chooses -----------------------------------------------------------------------------
+# --- what Auto chooses -------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -624,7 +628,7 @@ def test_auto_solves_a_system_whose_first_direction_has_no_curvature() -> None:
     assert found.result is Result.SUCCESS
 
 
-# --- failures ------------------------------------------------------------------------------------
+# --- failures ----------------------------------------------------------------------------------
 
 
 def reach(result: Result) -> tuple[bilevel.LinearOperator, Tensor, bilevel.Solver]:
@@ -820,7 +824,7 @@ def test_a_preconditioner_that_changes_the_shape_is_named() -> None:
 
 
 def test_a_matrix_too_large_to_factor_says_how_large() -> None:
-    with pytest.raises(bilevel.InputError, match="20 x 20.* max_size is 10"):
+    with pytest.raises(bilevel.InputError, match=r"20 x 20.* max_size is 10"):
         bilevel.solve(bilevel.Identity(20), torch.ones(20), bilevel.Exact(max_size=10))
 
 
@@ -831,7 +835,7 @@ def test_solvers_for_symmetric_operators_refuse_others(name: str) -> None:
         bilevel.solve(A, vector(1.0, 1.0), SYMMETRIC[name])
 
 
-# --- extremes --------------------------------------------------------------------------------------
+# --- extremes ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ALL)
