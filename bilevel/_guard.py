@@ -79,7 +79,7 @@ def _places(roots: Sequence[Any]) -> list[Place]:
     The latter hold what ``functional_call`` is given, such as ``dict(module.named_buffers())``.
     """
     modules, containers = _search(roots)
-    places = [
+    places: list[Place] = [
         (module._buffers, name)
         for module in modules
         for name, buffer in module._buffers.items()
