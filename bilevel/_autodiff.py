@@ -92,10 +92,11 @@ def gradient(
             "tensors it is handed (torch.func.functional_call(module, theta, x)), without "
             "torch.no_grad or .detach() on the way."
         )
-    if not create_graph:
-        return torch.autograd.grad(value, leaves, allow_unused=True)
+    custom = _custom_functions(value) if create_graph else []
+    if not custom:
+        return torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
     cut: list[str] = []
-    hooks = [node.register_hook(_cut_finder(node, cut)) for node in _custom_functions(value)]
+    hooks = [node.register_hook(_cut_finder(node, cut)) for node in custom]
     try:
         # A gradient is linear in its cotangent. With one that requires grad, so does every
         # gradient on the way, unless a custom function has cut the graph.
