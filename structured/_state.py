@@ -58,7 +58,8 @@ def _encode(value: State, path: tuple[str, ...], tensors: dict[str, Tensor]) -> 
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
-        return float(value) if math.isfinite(value) else {_TAG: "float", "value": repr(value)}
+        value = float(value)
+        return value if math.isfinite(value) else {_TAG: "float", "value": repr(value)}
     if isinstance(value, list):
         return [_encode(item, (*path, str(i)), tensors) for i, item in enumerate(value)]
     if isinstance(value, tuple):

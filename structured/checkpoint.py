@@ -25,6 +25,7 @@ from structured.errors import CheckpointError
 VERSION = 1
 """Of the format; a file of another version is refused."""
 
+_ENTRY = "structured"  # of the header's metadata, which maps texts to texts
 _LENGTH_BYTES = 8  # safetensors: the header's length, little-endian, before the header
 
 
@@ -52,15 +53,15 @@ def save_state(path: str | os.PathLike[str], state: State, *, kind: str) -> None
         >>> folder.cleanup()
     """
     value, tensors = flatten_state(state)
-    text = json.dumps(value, allow_nan=False)
-    metadata = {
-        "format": "structured",
-        "version": str(VERSION),
+    entries = {
+        "version": VERSION,
         "kind": kind,
-        "state": text,
-        "sha256": _digest(text, tensors),
+        "sha256": _digest(value, tensors),
+        "state": value,
     }
-    data = safetensors.torch.save(tensors, metadata)
+    # A single entry: safetensors writes several in an order that differs from call to call, and
+    # equal states are to make equal files.
+    data = safetensors.torch.save(tensors, {_ENTRY: json.dumps(entries, allow_nan=False)})
     try:
         write_atomically(Path(path), data)
     except OSError as error:
@@ -81,18 +82,16 @@ def load_state(path: str | os.PathLike[str], *, kind: str) -> State:
         data = Path(path).read_bytes()
     except OSError as error:
         raise CheckpointError(f"{file}: cannot be read ({error.strerror or error})") from error
-    metadata = _metadata(file, data)
+    entries = _entries(file, data)
     try:
         tensors = safetensors.torch.load(data)
     except safetensors.SafetensorError as error:
         raise _damaged(file, str(error)) from error
-    text = metadata.get("state", "")
-    if _digest(text, tensors) != metadata.get("sha256"):
+    if _digest(entries.get("state"), tensors) != entries.get("sha256"):
         raise _damaged(file, "its SHA-256 is another one than when it was written")
-    found = metadata.get("kind")
-    if found != kind:
-        raise CheckpointError(f"{file}: holds a {found}; wanted a {kind}")
-    return unflatten_state(json.loads(text), tensors)
+    if entries.get("kind") != kind:
+        raise CheckpointError(f"{file}: holds a {entries.get('kind')}; wanted a {kind}")
+    return unflatten_state(entries["state"], tensors)
 
 
 def check_same(
@@ -143,33 +142,33 @@ def _show(leaves: Mapping[str, Any], key: str) -> str:
     return repr(leaves[key]) if key in leaves else "absent"
 
 
-def _metadata(file: str, data: bytes) -> dict[str, str]:
-    """The header's own entries; the format and its version are checked before all else."""
+def _entries(file: str, data: bytes) -> dict[str, Any]:
+    """The plain values in the header; the format and its version are checked before all else."""
     length = int.from_bytes(data[:_LENGTH_BYTES], "little")
     header = data[_LENGTH_BYTES : _LENGTH_BYTES + length]
     if len(data) < _LENGTH_BYTES or len(header) < length:
         raise _damaged(file, f"it ends after {len(data)} bytes, within its header")
     try:
-        found = json.loads(header)
-    except ValueError as error:
-        raise _damaged(file, "its header is not JSON") from error
-    metadata = found.get("__metadata__", {}) if isinstance(found, dict) else {}
-    if metadata.get("format") != "structured":
-        raise CheckpointError(f"{file}: is no file of this package (its header does not say so)")
-    if metadata.get("version") != str(VERSION):
+        metadata = dict(json.loads(header)).get("__metadata__", {})
+        entries = json.loads(metadata[_ENTRY]) if _ENTRY in metadata else None
+    except (ValueError, TypeError) as error:
+        raise _damaged(file, "its header is not the JSON of safetensors") from error
+    if not isinstance(entries, dict):
+        raise CheckpointError(f"{file}: was not written by this package (its header says nothing)")
+    if entries.get("version") != VERSION:
         raise CheckpointError(
-            f"{file}: has format version {metadata.get('version')}; this release reads {VERSION}; "
+            f"{file}: has format version {entries.get('version')}; this release reads {VERSION}; "
             "use the release that wrote it, or train anew in another folder"
         )
-    return metadata
+    return entries
 
 
 def _damaged(file: str, reason: str) -> CheckpointError:
     return CheckpointError(f"{file}: is cut short or damaged ({reason}); restore it or train anew")
 
 
-def _digest(text: str, tensors: Mapping[str, Tensor]) -> str:
-    digest = hashlib.sha256(text.encode())
+def _digest(value: Any, tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(value).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         digest.update(f"\n{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())

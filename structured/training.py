@@ -1,0 +1,239 @@
+"""Training: models, a method and data in; the weights of the best epoch and the history out."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from structured._loop import Loop, OnEpoch, TrainingError
+from structured.batches import Batches, Rows
+from structured.data.multilabel import MultiLabelData
+from structured.errors import DataError
+from structured.evaluation import predict_probabilities
+from structured.fingerprint import data_fingerprint
+from structured.methods import Learner, Method
+from structured.methods import to_dict as method_to_dict
+from structured.model_file import save_models, set_weights
+from structured.models import ModelConfig, Models, build_models
+from structured.randomness import own_randomness
+from structured.run_folder import MODEL, RESULT, RunFolder
+from structured.train_config import TrainConfig
+
+__all__ = ["RunResult", "TrainConfig", "TrainingError", "train"]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A trained model and how it came about.
+
+    Args:
+        method: the name of the method.
+        data: the title of the training data.
+        seed: of the run.
+        models: with the weights of the best epoch.
+        monitor: what was watched on validation data.
+        best_epoch: the epoch, counted from 1, whose weights the models have.
+        best_value: what the monitor was then.
+        best_phase: what the method did in that epoch.
+        stopped: why training ended.
+        history: a record per epoch: "epoch", "step", "phase", the means of the figures of its
+            steps, and on validation data the three example-F1 and the cross-entropy.
+        seconds: of each epoch, validation included.
+        folder: where the run was written, or None.
+    """
+
+    method: str
+    data: str
+    seed: int
+    models: Models
+    monitor: str
+    best_epoch: int
+    best_value: float
+    best_phase: str
+    stopped: str
+    history: tuple[dict[str, Any], ...]
+    seconds: tuple[float, ...]
+    folder: Path | None = None
+
+    def predict(self, X: Any) -> Tensor:
+        """Return probabilities ``[n, L]`` for the rows of X, by the network alone."""
+        return predict_probabilities(self.models, X)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all but the models as plain JSON values."""
+        values = {key: value for key, value in vars(self).items() if key != "models"}
+        return values | {
+            "history": list(self.history),
+            "seconds": list(self.seconds),
+            "folder": None if self.folder is None else str(self.folder),
+        }
+
+
+def train(
+    method: Method,
+    training: MultiLabelData,
+    validation: MultiLabelData,
+    config: TrainConfig | None = None,
+    *,
+    model: ModelConfig | Models | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    resume: bool = False,
+    progress: bool | None = None,
+    on_epoch: OnEpoch | None = None,
+) -> RunResult:
+    """Train models by a method, and keep the weights of the epoch that was best on validation.
+
+    Args:
+        method: how to train.
+        training: what to learn from.
+        validation: what decides when to stop and which weights to keep. Never the test part.
+        config: the settings; by default ``TrainConfig()``.
+        model: sizes of the models, by default ``ModelConfig()``; or models of your own, which are
+            then trained in place.
+        run_dir: a folder for checkpoints, logs and the result; None writes nothing.
+        resume: go on with the run in `run_dir`, where its last checkpoint left it. If there is
+            none yet, the run starts; if it is finished, its result is returned.
+        progress: show a progress bar; None (default) shows one on a terminal and nowhere else.
+        on_epoch: called with the record of each epoch.
+
+    Returns:
+        The models with their best weights, and the history. The caller's random generators are
+        left as they were.
+
+    Raises:
+        CheckpointError: if `run_dir` holds a run and `resume` is False, or holds another run, or a
+            checkpoint is damaged or cannot be written. Nothing is overwritten.
+        DataError: if the two parts differ in features or labels.
+        TrainingError: if a figure stops being finite.
+        ValueError: if the device is not there, or mixed precision does not suit the method.
+
+    Example:
+        >>> from structured.data import digit_strips
+        >>> from structured.methods import CrossEntropy
+        >>> parts = digit_strips(64, 16, 16).split("disjoint_images")
+        >>> result = train(
+        ...     CrossEntropy(),
+        ...     parts["train"],
+        ...     parts["validation"],
+        ...     TrainConfig(epochs=2, device="cpu"),
+        ...     model=ModelConfig(hidden=(16,)),
+        ... )
+        >>> len(result.history), result.stopped
+        (2, 'all epochs done')
+    """
+    config, model = config or TrainConfig(), model or ModelConfig()
+    if resume and run_dir is None:
+        raise ValueError("resume: found True without run_dir, wanted the folder of the run")
+    _check_parts(training, validation)
+    device = config.torch_device()
+    # One stream each: parameters and the first dropout masks must not come from equal numbers.
+    seeds = [int(s) for s in np.random.SeedSequence(config.seed).generate_state(4)]
+    with own_randomness(seeds[0], device):
+        if isinstance(model, ModelConfig):
+            models = build_models(training.n_features, training.n_labels, model, seeds[1])
+        else:
+            models = model
+        batches = Batches(training.X, training.Y, config.batch_size, seed=seeds[2], device=device)
+        learner = method.learner(
+            models, steps_per_epoch=batches.steps_per_epoch, seed=seeds[3], device=device
+        )
+        _check_precision(config, learner)
+        gold = Rows(validation.Y).take(np.arange(validation.n_rows))
+        folder = None
+        if run_dir is not None:
+            described = _describe(method, model, config, device, training, validation)
+            folder = RunFolder(run_dir, described)
+        loop = Loop(learner, batches, (Rows(validation.X, device), gold), config, folder, on_epoch)
+        loop.open(resume)
+        loop.run(progress)
+    done, best = loop.progress, loop.progress.best
+    assert best is not None
+    set_weights(models, best.weights)
+    result = RunResult(
+        method=method.name,
+        data=training.title,
+        seed=config.seed,
+        models=models,
+        monitor=config.monitor,
+        best_epoch=best.epoch,
+        best_value=best.value,
+        best_phase=best.phase,
+        stopped=done.stopped,
+        history=tuple(done.history),
+        seconds=tuple(done.seconds),
+        folder=None if folder is None else folder.path,
+    )
+    if folder is not None:
+        _write(result, folder, method, model, training)
+    return result
+
+
+def _write(
+    result: RunResult,
+    folder: RunFolder,
+    method: Method,
+    model: ModelConfig | Models,
+    training: MultiLabelData,
+) -> None:
+    save_models(
+        folder / MODEL,
+        result.models,
+        model if isinstance(model, ModelConfig) else None,
+        features=training.n_features,
+        labels=training.n_labels,
+        about={
+            "method": method_to_dict(method),
+            "data": training.title,
+            "seed": result.seed,
+            "label_names": list(training.label_names),
+        },
+    )
+    folder.write_json(RESULT, result.to_dict())
+
+
+def _check_parts(training: MultiLabelData, validation: MultiLabelData) -> None:
+    if (training.n_features, training.label_names) != (
+        validation.n_features,
+        validation.label_names,
+    ):
+        raise DataError(
+            f"validation: found {validation.n_features} features and {validation.n_labels} labels, "
+            f"wanted those of the training part, {training.n_features} and {training.n_labels}, "
+            "with the same label names"
+        )
+
+
+def _check_precision(config: TrainConfig, learner: Learner) -> None:
+    if config.mixed_precision and not learner.mixed_precision:
+        raise ValueError(
+            f"mixed_precision: found True for {learner.method.name}, which differentiates twice; "
+            "in bfloat16 products with the Hessian lose the digits that curvature is made of; "
+            "leave it off"
+        )
+
+
+def _describe(
+    method: Method,
+    model: ModelConfig | Models,
+    config: TrainConfig,
+    device: torch.device,
+    training: MultiLabelData,
+    validation: MultiLabelData,
+) -> dict[str, Any]:
+    parts = {"training": training, "validation": validation}
+    return {
+        "method": method_to_dict(method),
+        "model": model.to_dict() if isinstance(model, ModelConfig) else {},
+        "training": config.to_dict() | {"device": device.type},
+        "data": {
+            part: {"title": data.title, "rows": data.n_rows, "sha256": data_fingerprint(data)}
+            for part, data in parts.items()
+        },
+        "versions": {"torch": torch.__version__, "numpy": np.__version__},
+    }
