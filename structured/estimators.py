@@ -1,0 +1,387 @@
+"""The trained methods as a scikit-learn estimator."""
+
+from __future__ import annotations
+
+import os
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from scipy import sparse
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import (
+    _check_sample_weight,
+    check_array,
+    check_consistent_length,
+    check_is_fitted,
+    validate_data,
+)
+
+from structured._parameters import nested_fields, with_field
+from structured.costs import soft_f1
+from structured.data import MultiLabelData, carve
+from structured.decoding import Decoder
+from structured.errors import CheckpointError
+from structured.evaluation import predict_probabilities
+from structured.methods import Method, from_dict, to_dict
+from structured.model_file import load_models, save_models
+from structured.models import ModelConfig
+from structured.named import as_decoder, as_method, decoder_from_dict, decoder_to_dict
+from structured.train_config import TrainConfig
+from structured.training import train
+
+ArrayLike: TypeAlias = Any
+
+
+class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
+    """A network that predicts sets of labels, trained with cross-entropy or by a learned energy.
+
+    A part of the training rows is set aside for validation: it decides when to stop, and the
+    decoder is fitted on it. Prediction costs one forward pass of the network, whatever the method.
+    Rows are weighted alike: `fit` takes no `sample_weight`.
+
+    Besides the parameters below, those of a `method` or `decoder` object have nested names:
+    ``method__outer_lr``, ``method__primary__samples``, ``decoder__value``. Setting one of a method
+    or decoder given by name makes the object first.
+
+    Args:
+        method: "cross_entropy", "implicit", or an object of `structured.methods`.
+        hidden: sizes of the hidden layers of the network; a number is one layer.
+        dropout: the probability of dropping a hidden unit in training.
+        input_dropout: the probability of dropping an input in training.
+        activation: of the network; a name in `structured.models.ACTIVATIONS`.
+        energy_hidden: sizes of the hidden layers of the energy's f(x); None for the network's.
+        energy_activation: of f; None for that of the network.
+        global_size: rows of the energy's global term.
+        epochs: the most epochs.
+        batch_size: rows of a minibatch.
+        patience: epochs without improvement on validation after which training stops; None never
+            stops early.
+        monitor: what is watched on validation; a name in `structured.train_config.MONITORS`.
+        validation_fraction: the share of the training rows set aside, between 0 and 1.
+        decoder: "threshold" (at 0.5), "tuned" (one threshold, the best for example-F1 on
+            validation), "expected_f1", or a `structured.decoding.Decoder`.
+        device: "auto" takes an accelerator if there is one; or "cpu", "cuda", ...
+        random_state: decides the validation rows, the initial network and all noise.
+        verbose: whether `fit` shows a progress bar.
+
+    Attributes:
+        classes_: the labels, ``0 ... L-1``, ``[L]``.
+        models_: `structured.models.Models`, trained; the energy can be studied here.
+        decoder_: the fitted decoder.
+        history_: a record per epoch, see `structured.training.RunResult`.
+        n_iter_: epochs trained.
+        best_epoch_: the epoch, counted from 1, whose weights were kept.
+        n_features_in_: features seen in `fit`, D.
+        feature_names_in_: their names ``[D]``, where X had names.
+
+    Example:
+        >>> from sklearn.datasets import make_multilabel_classification
+        >>> X, y = make_multilabel_classification(200, 20, n_classes=5, random_state=0)
+        >>> classifier = MultiLabelClassifier(hidden=(64,), epochs=20, device="cpu", random_state=0)
+        >>> classifier.fit(X, y).predict(X[:3]).shape
+        (3, 5)
+    """
+
+    # Set by scikit-learn's `validate_data`.
+    n_features_in_: int
+    feature_names_in_: NDArray[Any]
+
+    def __init__(
+        self,
+        method: str | Method = "cross_entropy",
+        *,
+        hidden: tuple[int, ...] = (1024,),
+        dropout: float = 0.5,
+        input_dropout: float = 0.5,
+        activation: str = "relu",
+        energy_hidden: tuple[int, ...] | None = (150, 150),
+        energy_activation: str | None = "relu",
+        global_size: int = 16,
+        epochs: int = 100,
+        batch_size: int = 32,
+        patience: int | None = 10,
+        monitor: str = "f1_expected",
+        validation_fraction: float = 0.1,
+        decoder: str | Decoder = "expected_f1",
+        device: str = "auto",
+        random_state: int | np.random.RandomState | None = None,
+        verbose: bool = False,
+    ) -> None:
+        self.method = method
+        self.hidden = hidden
+        self.dropout = dropout
+        self.input_dropout = input_dropout
+        self.activation = activation
+        self.energy_hidden = energy_hidden
+        self.energy_activation = energy_activation
+        self.global_size = global_size
+        self.epochs = epochs
+        self.batch_size = batch_size
+        self.patience = patience
+        self.monitor = monitor
+        self.validation_fraction = validation_fraction
+        self.decoder = decoder
+        self.device = device
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        tags.target_tags.single_output = False
+        tags.target_tags.multi_output = True
+        assert tags.classifier_tags is not None
+        tags.classifier_tags.multi_class = False
+        tags.classifier_tags.multi_label = True
+        return tags
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Return the parameters by name.
+
+        Args:
+            deep: also the fields of a `method` or `decoder` object, by their nested names.
+        """
+        params = super().get_params(deep=deep)
+        if deep:
+            for name in ("method", "decoder"):
+                params |= nested_fields(name, getattr(self, name))
+        return params
+
+    def set_params(self, **params: Any) -> MultiLabelClassifier:
+        """Set parameters by name, those of a `method` or `decoder` object by their nested names.
+
+        Raises:
+            ValueError: There is no such parameter.
+        """
+        nested = {key: value for key, value in params.items() if "__" in key}
+        super().set_params(**{key: value for key, value in params.items() if key not in nested})
+        for key, value in nested.items():
+            name, _, path = key.partition("__")
+            if name not in ("method", "decoder"):
+                raise ValueError(f"{key}: only method and decoder have parameters of their own")
+            owner = as_method(self.method) if name == "method" else as_decoder(self.decoder)
+            setattr(self, name, with_field(owner, path, _plain(value), name=name))
+        return self
+
+    def fit(self, X: ArrayLike, y: ArrayLike, **unknown: Any) -> MultiLabelClassifier:
+        """Train on rows of features and their sets of labels.
+
+        Args:
+            X: features, sparse or dense, ``[n, D]``.
+            y: which labels each row has, 0 or 1, sparse or dense, ``[n, L]``.
+            **unknown: refused; named so that the error can say why.
+
+        Raises:
+            TypeError: An argument besides X and y, such as `sample_weight`.
+            ValueError: Data or a parameter that does not fit.
+        """
+        if unknown:
+            name = next(iter(unknown))
+            reason = "; training weights all rows alike" if name == "sample_weight" else ""
+            raise TypeError(f"fit takes X and y; found {name}{reason}")
+        method, decoder = as_method(self.method), as_decoder(self.decoder)
+        _check_no_sets(y)
+        X, y = validate_data(
+            self,
+            X,
+            y,
+            accept_sparse="csr",
+            dtype=np.float32,
+            ensure_min_samples=2,
+            multi_output=True,
+        )
+        _check_indicators(y)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 1))
+        training, validation = carve(
+            MultiLabelData(X, y, name="X"), float(self.validation_fraction), seed
+        )
+        result = train(
+            method,
+            training,
+            validation,
+            self._train_config(seed),
+            model=self._model_config(),
+            progress=bool(self.verbose),
+        )
+        self.classes_ = np.arange(training.n_labels)
+        self.models_ = result.models
+        self.decoder_ = decoder.fit(
+            result.predict(validation.X), torch.from_numpy(validation.Y.toarray()).float()
+        )
+        self.history_ = list(result.history)
+        self.n_iter_ = len(result.history)
+        self.best_epoch_ = result.best_epoch
+        self._indicators = (bool(sparse.issparse(y)), y.dtype.str)
+        return self
+
+    def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
+        """Return the probability of every label, ``[n, L]``.
+
+        Args:
+            X: features, sparse or dense, ``[n, D]``.
+        """
+        check_is_fitted(self)
+        rows = validate_data(self, X, reset=False, accept_sparse="csr", dtype=np.float32)
+        return predict_probabilities(self.models_, rows).double().numpy()
+
+    def predict(self, X: ArrayLike) -> Any:
+        """Return the predicted sets of labels, 0 or 1, ``[n, L]``; sparse if `fit` had a sparse y.
+
+        Args:
+            X: features, sparse or dense, ``[n, D]``.
+        """
+        sets = self.decoder_sets(self.predict_proba(X))
+        as_sparse, dtype = self._indicators
+        sets = sets.astype(np.dtype(dtype))
+        return sparse.csr_array(sets) if as_sparse else sets
+
+    def decoder_sets(self, probabilities: NDArray[np.floating]) -> NDArray[np.int8]:
+        """Return the sets that the fitted decoder makes of probabilities, both ``[n, L]``."""
+        decoded = self.decoder_.decode(torch.from_numpy(np.asarray(probabilities)))
+        return decoded.numpy().astype(np.int8)
+
+    def score(self, X: ArrayLike, y: ArrayLike, sample_weight: ArrayLike = None) -> float:
+        """Return the example-F1 of the predictions, from 0 to 1; two empty sets score 1.
+
+        Args:
+            X: features, sparse or dense, ``[n, D]``.
+            y: the right sets of labels, 0 or 1, sparse or dense, ``[n, L]``.
+            sample_weight: of the rows in the mean, ``[n]``; by default all alike.
+        """
+        sets = self.decoder_sets(self.predict_proba(X))
+        y = check_array(y, accept_sparse=True, ensure_2d=False)
+        check_consistent_length(sets, y)
+        _check_indicators(y)
+        gold = y.toarray() if sparse.issparse(y) else y
+        if gold.shape != sets.shape:
+            raise ValueError(f"y has {gold.shape[1]} labels; fit had {sets.shape[1]}")
+        found, right = (torch.from_numpy(a.astype(np.float64)) for a in (sets, gold))
+        values = 1.0 - soft_f1(found, right).numpy()
+        return float(np.average(values, weights=_check_sample_weight(sample_weight, X)))
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the fitted estimator to one file, without pickle.
+
+        A `random_state` that is no number is not kept: None takes its place.
+
+        Args:
+            path: the file; one that is there is replaced in one instant.
+
+        Raises:
+            CheckpointError: The file cannot be written; an earlier one is then unchanged.
+            TypeError: A parameter is an object of your own, which only pickle could save.
+        """
+        check_is_fitted(self)
+        params = {key: _plain(value) for key, value in self.get_params(deep=False).items()}
+        if isinstance(params["random_state"], np.random.RandomState):
+            params["random_state"] = None
+        if not isinstance(self.method, str):
+            params["method"] = to_dict(self.method)
+        if not isinstance(self.decoder, str):
+            params["decoder"] = decoder_to_dict(self.decoder)
+        fitted = {
+            "decoder": decoder_to_dict(self.decoder_),
+            "history": self.history_,
+            "best_epoch": self.best_epoch_,
+            "indicators": self._indicators,
+            "features": self.n_features_in_,
+            "feature_names": list(getattr(self, "feature_names_in_", ())),
+            "labels": len(self.classes_),
+        }
+        save_models(
+            path,
+            self.models_,
+            self._model_config(),
+            features=self.n_features_in_,
+            labels=len(self.classes_),
+            about={"estimator": {"parameters": params, "fitted": fitted}},
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> MultiLabelClassifier:
+        """Return the fitted estimator that `save` wrote, on the CPU.
+
+        Raises:
+            CheckpointError: The file is missing, cut short, of another version, or holds something
+                else.
+
+        Example:
+            >>> import pathlib, tempfile
+            >>> classifier = MultiLabelClassifier(hidden=(4,), epochs=1, device="cpu")
+            >>> classifier = classifier.fit(np.eye(20), np.eye(20, 3))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     path = pathlib.Path(folder, "classifier.safetensors")
+            ...     classifier.save(path)
+            ...     copy = MultiLabelClassifier.load(path)
+            >>> bool((copy.predict(np.eye(20)) == classifier.predict(np.eye(20))).all())
+            True
+        """
+        models, about = load_models(path)
+        if "estimator" not in about:
+            raise CheckpointError(
+                f"{os.fspath(path)}: holds a model that no {cls.__name__} saved; "
+                "`structured predict` and `structured.model_file.load_models` read it"
+            )
+        params, fitted = about["estimator"]["parameters"], about["estimator"]["fitted"]
+        if not isinstance(params["method"], str):
+            params["method"] = from_dict(params["method"])
+        if not isinstance(params["decoder"], str):
+            params["decoder"] = decoder_from_dict(params["decoder"])
+        found = cls(**params)
+        found.models_ = models
+        found.decoder_ = decoder_from_dict(fitted["decoder"])
+        found.classes_ = np.arange(fitted["labels"])
+        found.n_features_in_ = fitted["features"]
+        if fitted["feature_names"]:
+            found.feature_names_in_ = np.array(fitted["feature_names"], dtype=object)
+        found.history_ = fitted["history"]
+        found.n_iter_ = len(found.history_)
+        found.best_epoch_ = fitted["best_epoch"]
+        found._indicators = fitted["indicators"]
+        return found
+
+    def _model_config(self) -> ModelConfig:
+        values = {name: _plain(getattr(self, name)) for name in ModelConfig().to_dict()}
+        for name in ("hidden", "energy_hidden"):
+            if isinstance(values[name], int):
+                values[name] = (values[name],)
+        return ModelConfig(**values)
+
+    def _train_config(self, seed: int) -> TrainConfig:
+        names = ("epochs", "batch_size", "patience", "monitor", "device")
+        return TrainConfig(seed=seed, **{name: _plain(getattr(self, name)) for name in names})
+
+
+def _plain(value: Any) -> Any:
+    """Numbers of NumPy, which parameter searches draw, as numbers of Python."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, list | tuple | np.ndarray):
+        return tuple(_plain(item) for item in value)
+    return value
+
+
+def _check_no_sets(y: Any) -> None:
+    """Refuse rows that list their labels, before NumPy complains of their lengths."""
+    rows = y if isinstance(y, list | tuple) else ()
+    lengths = {len(row) for row in rows if isinstance(row, list | tuple)}
+    if len(lengths) > 1 or any(isinstance(row, set | frozenset) for row in rows):
+        raise ValueError(
+            "y: found a set of labels for each row, wanted 0 or 1 for every row and label, [n, L]; "
+            "sklearn.preprocessing.MultiLabelBinarizer makes it"
+        )
+
+
+def _check_indicators(y: Any) -> None:
+    """Refuse one class per row; entries other than 0 and 1 are `MultiLabelData`'s to refuse."""
+    check_classification_targets(y)
+    if y.ndim != 2:
+        raise ValueError(
+            f"y: found one class per row, shape {tuple(y.shape)}; wanted 0 or 1 for every row and "
+            "label, [n, L]; sklearn.preprocessing.MultiLabelBinarizer makes it of sets of labels. "
+            "Only binary classification is supported."
+        )

@@ -1,0 +1,91 @@
+"""Methods and decoders by short names, and decoders as plain values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from structured.decoding import Decoder, ExpectedF1, FittedDecoder, Threshold, TunedThreshold
+from structured.methods import CrossEntropy, Implicit, Method
+
+METHODS: Mapping[str, type[Method]] = {"cross_entropy": CrossEntropy, "implicit": Implicit}
+"""The methods that can be asked for by name, with their default settings."""
+
+DECODERS: Mapping[str, Decoder] = {
+    "threshold": Threshold(),
+    "tuned": TunedThreshold(),
+    "expected_f1": ExpectedF1(),
+}
+"""The decoders that can be asked for by name."""
+
+_KINDS = {kind.__name__: kind for kind in (Threshold, TunedThreshold, ExpectedF1)}
+
+
+def as_method(method: str | Method) -> Method:
+    """Return a method given by name or as it is.
+
+    Raises:
+        ValueError: No method has that name.
+
+    Example:
+        >>> as_method("cross_entropy")
+        CrossEntropy(lr=0.001, weight_decay=0.0)
+    """
+    if isinstance(method, Method):
+        return method
+    if method not in METHODS:
+        raise ValueError(
+            f"method: found {method!r}, wanted one of {', '.join(map(repr, METHODS))}, or an "
+            "object of structured.methods"
+        )
+    return METHODS[method]()
+
+
+def as_decoder(decoder: str | Decoder) -> Decoder:
+    """Return a decoder given by name or as it is.
+
+    Raises:
+        ValueError: No decoder has that name, or the object is none.
+
+    Example:
+        >>> as_decoder("threshold")
+        Threshold(value=0.5)
+    """
+    if isinstance(decoder, str):
+        decoder = DECODERS.get(decoder, decoder)
+    if isinstance(decoder, str) or not hasattr(decoder, "fit"):
+        raise ValueError(
+            f"decoder: found {decoder!r}, wanted one of {', '.join(map(repr, DECODERS))}, or an "
+            "object with a method `fit(probabilities, y)`"
+        )
+    return decoder
+
+
+def decoder_to_dict(decoder: Decoder | FittedDecoder) -> dict[str, Any]:
+    """Return a decoder as plain values; `decoder_from_dict` undoes it.
+
+    Raises:
+        TypeError: It is none of this package's.
+
+    Example:
+        >>> decoder_to_dict(Threshold(0.25))
+        {'kind': 'Threshold', 'value': 0.25}
+    """
+    kind = type(decoder).__name__
+    if _KINDS.get(kind) is not type(decoder):
+        raise TypeError(
+            f"decoder: found {decoder!r}, which only pickle could save; wanted one of "
+            f"{', '.join(_KINDS)}"
+        )
+    return {"kind": kind, **vars(decoder)}
+
+
+def decoder_from_dict(values: Mapping[str, Any]) -> Any:
+    """Return the decoder that `decoder_to_dict` was called on.
+
+    Example:
+        >>> decoder_from_dict({"kind": "Threshold", "value": 0.25})
+        Threshold(value=0.25)
+    """
+    fields = dict(values)
+    return _KINDS[fields.pop("kind")](**fields)
