@@ -9,7 +9,8 @@ from structured.methods.cross_entropy import CrossEntropy, CrossEntropyLearner
 from structured.methods.description import from_dict, to_dict
 from structured.methods.figures import TrustLimits
 from structured.methods.hypergradient import NoAdjoint, UnrolledProblem, unroll
-from structured.methods.implicit import Implicit, ImplicitLearner
+from structured.methods.implicit import Implicit
+from structured.methods.implicit_learner import ImplicitLearner
 from structured.methods.primaries import ContrastiveDivergence, Margin, Primary, Value
 
 __all__ = [

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 OptimizerName = Literal["adam", "sgd"]
 
@@ -24,6 +24,14 @@ def make_optimizer(
     # One fused pass over memory: on the CPU, too, several times faster for large layers.
     fused = all(leaf.device.type in ("cpu", "cuda") for leaf in leaves)
     return torch.optim.AdamW(leaves, lr=rate, weight_decay=weight_decay, fused=fused)
+
+
+def descend(optimizer: torch.optim.Optimizer, value: Tensor) -> None:
+    """Take one step down a 0-d tensor; gradients are cleared on both sides of it."""
+    optimizer.zero_grad(set_to_none=True)
+    value.backward()
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
 
 
 def check_rate(name: str, value: float, *, zero: bool = False) -> None:

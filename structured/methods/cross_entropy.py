@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from structured.methods._objectives import draw_masks
-from structured.methods._optimizer import check_rate, make_optimizer
+from structured.methods._optimizer import check_rate, descend, make_optimizer
 from structured.methods.base import Learner, Method
 from structured.models import Models
 
@@ -79,9 +79,7 @@ class CrossEntropyLearner(Learner):
         masks = draw_masks(network, x, self.generator)
         logits = network(x) if masks is None else network(x, dropout_masks=masks)
         loss = -self.models.space.log_prob(logits, y).mean()
-        self._optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self._optimizer.step()
+        descend(self._optimizer, loss)
         return {"cross_entropy": float(loss.detach())}
 
     def _progress(self) -> dict[str, Any]:

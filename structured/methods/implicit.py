@@ -3,26 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
 
 import bilevel
 from bilevel.products import HVP, check_hvp
 from structured import costs
-from structured.energies import unaries_from_network
-from structured.methods._objectives import Cost, Minibatch, Objectives, draw_masks
-from structured.methods._optimizer import OptimizerName, check_count, check_rate, make_optimizer
-from structured.methods.base import Learner, Method
-from structured.methods.figures import (
-    TrustLimits,
-    distrust,
-    hypergradient_figures,
-    norm,
-    objective_figures,
-)
-from structured.methods.hypergradient import NoAdjoint, UnrolledProblem
+from structured.methods._objectives import Cost, Objectives
+from structured.methods._optimizer import OptimizerName, check_count, check_rate
+from structured.methods.base import Method
+from structured.methods.figures import TrustLimits
+from structured.methods.hypergradient import NoAdjoint
+from structured.methods.implicit_learner import ImplicitLearner
 from structured.methods.primaries import Margin, Primary
 from structured.models import Models
 from structured.sampling import Sampler
@@ -205,166 +198,3 @@ class Implicit(Method):
         if models.energy is None:
             raise ValueError("models: found no energy, wanted one; this method trains it")
         return ImplicitLearner(self, models, models.energy, seed=seed, device=device)
-
-
-class ImplicitLearner(Learner):
-    """See `Implicit`."""
-
-    def __init__(
-        self,
-        method: Implicit,
-        models: Models,
-        energy: nn.Module,
-        *,
-        seed: int,
-        device: torch.device | str,
-    ) -> None:
-        super().__init__(method, models, seed=seed, device=device)
-        self._method, self._energy = method, energy
-        self._objectives = method.objectives(models)
-        self._phi = dict(energy.named_parameters())
-        self._theta = dict(models.network.named_parameters())
-        pretrained = list(self._theta.values())
-        if method.energy_start == "cross_entropy":
-            pretrained += list(self._unaries().parameters())
-        self._pretraining = make_optimizer("adam", pretrained, method.pretrain_lr)
-        self._outer = make_optimizer(
-            "adam", self._phi.values(), method.outer_lr, method.outer_weight_decay
-        )
-        self._inner = make_optimizer(method.inner_optimizer, self._theta.values(), method.inner_lr)
-        self._loop: bilevel.BilevelOptimizer | None = None
-        self._loop_phase = ""
-        self._minibatches = 0
-        self._notice = ""
-
-    @property
-    def phase(self) -> str:
-        method = self._method
-        if self.epoch < method.pretrain_epochs:
-            return "pretraining"
-        if self.epoch < method.pretrain_epochs + method.implicit_after:
-            return "direct"
-        return method.gradient
-
-    @property
-    def notice(self) -> str:
-        return self._notice
-
-    def step(self, x: Tensor, y: Tensor) -> dict[str, float]:
-        if self.phase == "pretraining":
-            return self._pretrain(x, y)
-        if self._loop_phase != self.phase:
-            if self._loop is None and self._method.energy_start == "network":
-                unaries_from_network(cast(Any, self._energy), self.models.network)
-            self._open(self.phase)
-        self._minibatches += 1
-        if self._minibatches % self._method.outer_every:
-            return self._descend(x, y)
-        return self._joint(x, y)
-
-    def _pretrain(self, x: Tensor, y: Tensor) -> dict[str, float]:
-        network, space = self.models.network, self.models.space
-        masks = draw_masks(network, x, self.generator)
-        logits = network(x) if masks is None else network(x, dropout_masks=masks)
-        loss = -space.log_prob(logits, y).mean()
-        figures = {"cross_entropy": float(loss.detach())}
-        if self._method.energy_start == "cross_entropy":
-            local = -space.log_prob(-self._unaries()(x), y).mean()
-            figures["energy_cross_entropy"] = float(local.detach())
-            loss = loss + local
-        self._pretraining.zero_grad(set_to_none=True)
-        loss.backward()
-        self._pretraining.step()
-        return figures
-
-    def _descend(self, x: Tensor, y: Tensor) -> dict[str, float]:
-        """Steps on theta alone."""
-        self._notice = ""
-        phi = {name: leaf.detach() for name, leaf in self._phi.items()}
-        value = y.new_zeros(())
-        for _ in range(self._method.inner_steps):
-            value = self._objectives.inner(phi, self._theta, Minibatch(x, y, self._masks(x)))
-            value.backward()
-            self._inner.step()
-            self._inner.zero_grad(set_to_none=True)
-        return {"auxiliary": float(value.detach())}
-
-    def _joint(self, x: Tensor, y: Tensor) -> dict[str, float]:
-        loop, method = self._loop, self._method
-        assert loop is not None
-        path = [(Minibatch(x, y, self._masks(x)),) for _ in range(method.inner_steps)]
-        batch = Minibatch(x, y, self._masks(x), self._noise(y))
-        outer_args: tuple[Any, ...] = (batch,)
-        if self.phase == "unrolled":
-            start = {name: leaf.detach().clone() for name, leaf in self._theta.items()}
-            outer_args = (batch, start, path)
-        info = loop.step(inner_args=(batch,), outer_args=outer_args, inner_batches=path)
-        solved = self.phase == "implicit"
-        figures = hypergradient_figures(info, solved=solved)
-        figures |= objective_figures(self._objectives, self._phi, self._theta, batch)
-        if solved:
-            self._notice = distrust(info, norm(self._theta), method.trust)
-            figures["trust"] = 0.0 if self._notice else 1.0
-        return figures
-
-    def _masks(self, x: Tensor) -> Any:
-        return draw_masks(self.models.network, x, self.generator)
-
-    def _noise(self, y: Tensor) -> Tensor | None:
-        if not self._method.drawing.needs_noise:
-            return None
-        shape = (self._method.primary.samples, *y.shape)
-        return self.models.space.noise(
-            shape, generator=self.generator, dtype=y.dtype, device=y.device
-        )
-
-    def _unaries(self) -> nn.Module:
-        unaries = getattr(self._energy, "unaries", None)
-        if not isinstance(unaries, nn.Module):
-            raise ValueError(
-                f"energy_start: found {self._method.energy_start!r}, but "
-                f'{type(self._energy).__name__} has no `unaries`; use energy_start="random"'
-            )
-        return unaries
-
-    def _open(self, phase: str) -> None:
-        """Begin a phase after pretraining: another way to phi's gradient, the same optimizers."""
-        method = self._method
-        problem: Any = method.problem(self._objectives, direct=phase != "implicit")
-        if phase == "unrolled":
-            rate = method.inner_lr if method.unroll_rate is None else method.unroll_rate
-            problem = UnrolledProblem(problem, rate)
-        self._loop = bilevel.BilevelOptimizer(
-            problem,
-            self._outer,
-            self._inner,
-            phi=self._phi,
-            theta=self._theta,
-            inner_steps=method.inner_steps,
-            warm_start=method.warm_start and phase == "implicit",
-            reuse_state=method.reuse_state if phase == "implicit" else 1,
-            outer_max_norm=method.max_norm,
-        )
-        self._loop_phase = phase
-
-    def _progress(self) -> dict[str, Any]:
-        if self._loop is None:
-            return {"phase": "", "optimizer": self._pretraining.state_dict()}
-        state = self._loop.state_dict()
-        # The modules hold these; the global generators belong to whoever runs the learner.
-        for name in ("phi", "theta", "rng"):
-            del state[name]
-        return {"phase": self._loop_phase, "minibatches": self._minibatches, "loop": state}
-
-    def _load_progress(self, state: dict[str, Any]) -> None:
-        self._notice = ""
-        if not state["phase"]:
-            self._loop, self._loop_phase, self._minibatches = None, "", 0
-            self._pretraining.load_state_dict(state["optimizer"])
-            return
-        self._minibatches = int(state["minibatches"])
-        self._open(state["phase"])
-        assert self._loop is not None
-        present = self._loop.state_dict()
-        held = {name: present[name] for name in ("phi", "theta", "rng")}
-        self._loop.load_state_dict(state["loop"] | held)

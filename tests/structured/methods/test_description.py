@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from torch import Tensor
+
+import bilevel
+from structured import costs, sampling
+from structured.methods import (
+    ContrastiveDivergence,
+    CrossEntropy,
+    Implicit,
+    Method,
+    TrustLimits,
+    Value,
+    from_dict,
+    to_dict,
+)
+
+METHODS = [
+    CrossEntropy(lr=0.01, weight_decay=1e-4),
+    Implicit(),
+    Implicit(
+        primary=ContrastiveDivergence(20),
+        gradient="unrolled",
+        sampler=sampling.Gumbel(0.5),
+        cost=costs.zero_one,
+        solver=bilevel.CG(rtol=1e-3, max_steps=7, preconditioner=bilevel.Jacobi(probes=3)),
+        trust=TrustLimits(ratio=3.0),
+        max_norm=1.0,
+    ),
+    Implicit(primary=Value(kind="squared"), solver=bilevel.Neumann(5, step=0.02)),
+]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: method.name)
+def test_a_method_survives_json(method: Method) -> None:
+    assert from_dict(json.loads(json.dumps(to_dict(method)))) == method
+
+
+def test_what_a_description_leaves_out_takes_its_default() -> None:
+    assert from_dict({"type": "Implicit", "primary": {"type": "Margin"}}) == Implicit()
+
+
+def own_cost(candidate: Tensor, gold: Tensor) -> Tensor:
+    return torch.zeros(candidate.shape[:-1])
+
+
+def test_an_object_that_json_cannot_hold_is_named() -> None:
+    with pytest.raises(TypeError, match=r"method\.cost: found <function own_cost"):
+        to_dict(Implicit(cost=own_cost))
+    soft_f1 = own_cost
+    soft_f1.__name__ = "soft_f1"  # a name alone does not make it the package's own
+    with pytest.raises(TypeError, match=r"method\.cost"):
+        to_dict(Implicit(cost=soft_f1))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"type": "Adaboost"}, "method: found the type 'Adaboost', wanted one of CrossEntropy"),
+        ({}, "method: found the type None"),
+        ({"type": "CrossEntropy", "rate": 1}, "unknown 'rate', wanted options of CrossEntropy: lr"),
+        ({"type": "CrossEntropy", "lr": -1}, "method: lr: found -1"),
+        ({"type": "Margin"}, "wanted the description of a method"),
+        (
+            {"type": "Implicit", "solver": {"type": "CG", "rtol": 2}},
+            r"method\.solver: CG: rtol must be in",
+        ),
+        (
+            {"type": "Implicit", "primary": {"type": "ContrastiveDivergence", "samples": 0}},
+            r"method\.primary: samples: found 0",
+        ),
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused_with_its_place(
+    values: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        from_dict(values)
