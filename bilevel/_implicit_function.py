@@ -100,6 +100,10 @@ def _guarded(rule: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
+def _saved(ctx: Any) -> list[Tensor]:
+    return [_transforms.alive(tensor) for tensor in ctx.saved_tensors]
+
+
 class LinearSolve(torch.autograd.Function):
     """``y = A^-1 b`` (``A^-T b`` if transposed), A the Jacobian of a condition at ``x, params``."""
 
@@ -119,7 +123,7 @@ class LinearSolve(torch.autograd.Function):
     @staticmethod
     @_guarded
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        y, x, *params = ctx.saved_tensors
+        y, x, *params = _transforms.unwrapped(ctx.saved_tensors)
         condition = ctx.condition
         b_bar = LinearSolve.apply(condition, not ctx.transposed, gradient, x, *params)
         left, right = (y, b_bar) if ctx.transposed else (b_bar, y)
@@ -135,7 +139,7 @@ class LinearSolve(torch.autograd.Function):
     @_guarded
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         _transforms.refuse_forward_over_forward()
-        y, x, *params = ctx.saved_tensors
+        y, x, *params = _transforms.unwrapped(ctx.saved_tensors)
         condition, transposed = ctx.condition, ctx.transposed
         b_dot = tangents[2]
 
@@ -189,7 +193,7 @@ class Attach(torch.autograd.Function):
     @staticmethod
     @_guarded
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        x, *params = ctx.saved_tensors
+        x, *params = _transforms.unwrapped(ctx.saved_tensors)
         adjoint = LinearSolve.apply(ctx.condition, True, gradient, x, *params)
         field = ctx.condition.field
         return None, None, *vjp(lambda *moving: field(x, *moving), params, -adjoint)
@@ -198,7 +202,7 @@ class Attach(torch.autograd.Function):
     @_guarded
     def jvp(ctx: Any, *tangents: Any) -> Tensor:
         _transforms.refuse_forward_over_forward()
-        x, *params = ctx.saved_tensors
+        x, *params = _transforms.unwrapped(ctx.saved_tensors)
         field = ctx.condition.field
         moved = jvp(lambda *moving: field(x, *moving), params, tangents[2:], x)
         return LinearSolve.apply(ctx.condition, False, -moved, x, *params)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +22,26 @@ def active() -> bool:
 def differentiating() -> bool:
     """Whether anything could be recording derivatives: autograd, a dual level, a transform."""
     return torch.is_grad_enabled() or forward_ad._current_level >= 0 or active()
+
+
+def unwrapped(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors as they are once the transform that wrapped them has ended.
+
+    The function that ``torch.func.vjp`` returns runs after it; what a rule has saved then still
+    wears a wrapper that no longer records, and every derivative taken through it would be zero.
+    """
+    return [_functorch.unwrap_if_dead(tensor) for tensor in tensors]
+
+
+def alive(tensor: Tensor) -> Tensor:
+    """The tensor inside the wrappers of transforms that are over.
+
+    ``torch.func.vjp`` hands out a pullback and ends: what was saved for it comes back in a wrapper
+    that still claims to require grad, but has no graph.
+    """
+    while (inside := _functorch.unwrap_if_dead(tensor)) is not tensor:
+        tensor = inside
+    return tensor
 
 
 def refuse(name: str, *trees: Any) -> None:

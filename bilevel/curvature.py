@@ -74,7 +74,7 @@ class JacobianOperator(LinearOperator):
         if self.symmetric:
             return self.rows_transposed(rows)
         if self._adjoint is None:
-            with torch.enable_grad():
+            with torch.inference_mode(False), torch.enable_grad():
                 cotangent = torch.zeros_like(self._graph).requires_grad_()
                 pulled = _pull(self._graph, self._x, cotangent, create_graph=True)
             self._adjoint = (pulled, cotangent)

@@ -68,26 +68,8 @@ def argmin(
     """
     check_damping(damping)
 
-    def value(p: Tree, t: Tree, *rest: Any) -> Tensor:
-        return check_scalar(inner(p, t, *rest), "inner")
-
-    def gradient(p: Tree, t: Tree, *rest: Any) -> Tree:
-        if _transforms.active():
-            return torch.func.grad(lambda moving: value(p, moving, *rest))(t)
-        leaves, spec = pytree.tree_flatten(t)
-        with torch.enable_grad():
-            leaves = [x if x.requires_grad else x.detach().requires_grad_() for x in leaves]
-            objective = value(p, pytree.tree_unflatten(leaves, spec), *rest)
-            found = _autodiff.gradient(objective, leaves, "inner", create_graph=True)
-            if not damping:
-                unused = [i for i, leaf in enumerate(found) if leaf is None]
-                refuse_unused("inner", unused, t, "theta_star")
-            return pytree.tree_unflatten(_autodiff.filled(found, leaves), spec)
-
     names = ("inner", "theta_star")
-    return _attach(
-        gradient, phi, theta_star, args, names, inner, True, solver, damping, on_failure, value
-    )
+    return _attach(inner, phi, theta_star, args, names, solver, on_failure, damping, scalar=True)
 
 
 def root(
@@ -133,9 +115,7 @@ def root(
         Blondel et al., Efficient and modular implicit differentiation, 2022.
     """
     names = ("condition", "x_star")
-    return _attach(
-        condition, phi, x_star, args, names, condition, symmetric, solver, 0.0, on_failure, None
-    )
+    return _attach(condition, phi, x_star, args, names, solver, on_failure, symmetric=symmetric)
 
 
 def fixed_point(
@@ -184,23 +164,24 @@ def fixed_point(
         return layout.tree([a - b for a, b in zip(leaves, image, strict=True)])
 
     names = ("map", "x_star")
-    return _attach(condition, phi, x_star, args, names, map, False, solver, 0.0, on_failure, None)
+    return _attach(condition, phi, x_star, args, names, solver, on_failure)
 
 
 def _attach(
-    condition: Callable[..., Tree],
+    function: Callable[..., Any],
     phi: Tree,
     x_star: Tree,
     args: Sequence[Any],
     names: tuple[str, str],
-    function: Callable[..., Any],
-    symmetric: bool,
     solver: Solver | None,
-    damping: float,
     on_failure: OnFailure,
-    value: Callable[..., Tensor] | None,
+    damping: float = 0.0,
+    scalar: bool = False,
+    symmetric: bool = False,
 ) -> Tree:
+    """``x_star`` as the root of a function, or of the gradient of a scalar one."""
     solver = check_options(solver, on_failure)
+    symmetric = symmetric or scalar
     if solver.needs_symmetric and not symmetric:
         raise InputError(
             f"{type(solver).__name__} needs a symmetric Jacobian, and that of {names[0]} is not "
@@ -216,26 +197,28 @@ def _attach(
         raise InputError("args holds a complex tensor that requires grad; only real ones may.")
     guard = Guard([function], args, layout.device)
 
-    def trees(moving: Sequence[Tensor]) -> tuple[Tree, tuple[Any, ...]]:
+    def value(p: Tree, x: Tree, *rest: Any) -> Tree:
+        with guard.replay():
+            found = function(p, x, *rest)
+        if scalar:
+            return check_scalar(found, names[0])
+        leaves = layout.matching_leaves(found, f"what {names[0]} returned", names[1])
+        return layout.tree(leaves)
+
+    def trees(x: Tensor, moving: Sequence[Tensor]) -> tuple[Any, ...]:
         leaves = list(arg_leaves)
         for index, tensor in zip(tensors, moving[len(phi_leaves) :], strict=True):
             leaves[index] = tensor
         rest = pytree.tree_unflatten(leaves, arg_spec)
-        return phi_layout.tree(moving[: len(phi_leaves)]), rest
+        return phi_layout.tree(moving[: len(phi_leaves)]), layout.unflatten(x), *rest
 
     def field(x: Tensor, *moving: Tensor) -> Tensor:
-        p, rest = trees(moving)
-        point = layout.unflatten(x)
-        with guard.replay():
-            found = condition(p, point, *rest)
-        return layout.join(layout.matching_leaves(found, f"what {names[0]} returned", names[1]))
+        found = _slope(value, damping, *trees(x, moving)) if scalar else value(*trees(x, moving))
+        return layout.join(pytree.tree_leaves(found))
 
     def probe(x: Tensor, *moving: Tensor) -> Tensor:
-        p, rest = trees(moving)
-        with guard.replay():
-            if value is not None:
-                return value(p, layout.unflatten(x), *rest)
-        return field(x, *moving)
+        found = pytree.tree_leaves(value(*trees(x, moving)))
+        return torch.cat([leaf.reshape(-1) for leaf in found])
 
     x = layout.join([leaf.detach() for leaf in x_leaves])
     if _transforms.differentiating():
@@ -244,6 +227,21 @@ def _attach(
             raise _lost(names[0], state)
     made = Condition(field, symmetric, solver, damping, on_failure, guard)
     return layout.unflatten(Attach.apply(made, x, *params))
+
+
+def _slope(value: Callable[..., Tensor], damping: float, p: Tree, t: Tree, *rest: Any) -> Tree:
+    """``d_theta inner``, differentiable again."""
+    if _transforms.active():
+        return torch.func.grad(lambda moving: value(p, moving, *rest))(t)
+    leaves, spec = pytree.tree_flatten(t)
+    with torch.enable_grad():
+        leaves = [x if x.requires_grad else x.detach().requires_grad_() for x in leaves]
+        objective = value(p, pytree.tree_unflatten(leaves, spec), *rest)
+        found = _autodiff.gradient(objective, leaves, "inner", create_graph=True)
+        if not damping:
+            unused = [index for index, leaf in enumerate(found) if leaf is None]
+            refuse_unused("inner", unused, t, "theta_star")
+        return pytree.tree_unflatten(_autodiff.filled(found, leaves), spec)
 
 
 def _lost(name: str, state: str) -> InputError | TransformError:
