@@ -68,8 +68,42 @@ def lanczos(operator: LinearOperator, steps: int, seed: int = 0) -> Spectrum:
     real = weight > 0.5
     lowest = torch.where(real, values, torch.inf).amin(1)
     highest = torch.where(real, values, -torch.inf).amax(1) + beta.double().cpu()
+    noise = 16 * torch.finfo(operator.dtype).eps
+    lowest = settled(lowest, torch.maximum(highest, -lowest), noise)
     kind = {"dtype": operator.dtype, "device": operator.device}
     return Spectrum(lowest.to(**kind), highest.to(**kind))
+
+
+def ritz(diagonal: Tensor, off: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
+    """Extreme eigenvalues of symmetric tridiagonal matrices, one of each row.
+
+    Args:
+        diagonal: ``[k, m]``.
+        off: ``[k, m]``, the last entry unused.
+        steps: ``[k]``, how many rows and columns count; the others may hold anything.
+
+    Returns:
+        The smallest and the largest ``[k]``, in double precision; ``inf`` and ``-inf`` of none.
+    """
+    places = torch.arange(diagonal.shape[1], device=diagonal.device)
+    counted = places < steps.unsqueeze(1)
+    # What does not count repeats the first entry, which lies between the extremes.
+    diagonal = torch.where(counted, diagonal, diagonal[:, :1])
+    off = torch.where(places + 1 < steps.unsqueeze(1), off, 0.0)[:, :-1]
+    matrices = torch.diag_embed(diagonal) + torch.diag_embed(off, 1) + torch.diag_embed(off, -1)
+    some = steps > 0
+    values = torch.linalg.eigvalsh(
+        finite(torch.where(some[:, None, None], matrices, 0.0)).double().cpu()
+    ).to(diagonal.device)
+    return (
+        torch.where(some, values[:, 0], torch.inf),
+        torch.where(some, values[:, -1], -torch.inf),
+    )
+
+
+def settled(smallest: Tensor, largest: Tensor, noise: float) -> Tensor:
+    """The smallest curvature, 0 where it is within rounding of 0: no sign to be read there."""
+    return torch.where(smallest.abs() <= noise * largest.abs(), 0.0, smallest)
 
 
 @dataclass(frozen=True)
@@ -115,8 +149,8 @@ def low_rank(operator: LinearOperator, rank: int, seed: int, level: float | None
     core = test.T @ image
     values, vectors = torch.linalg.eigh(0.5 * (core + core.T))
     noise = 4 * rank * torch.finfo(operator.dtype).eps * values.abs().max()
-    smallest = values[0]
-    floor = torch.where(smallest > noise, smallest, 0.0)
+    smallest = torch.where(values[0].abs() > noise, values[0], 0.0)
+    floor = smallest.clamp_min(0.0)
     rest = floor if level is None else values.new_tensor(level)
     above = values - rest
     keep = above > noise

@@ -15,7 +15,7 @@ from bilevel.errors import ConvergenceWarning, InputError, NonFiniteError, Solve
 from bilevel.operators import LinearOperator, as_rows, facts
 from bilevel.solution import ColumnStats, Result, Solution, State, Stats
 from bilevel.solvers.auto import Auto
-from bilevel.solvers.base import FLAGS, OK, Solver, column, dot
+from bilevel.solvers.base import FLAGS, OK, Outcome, Solver, column, dot
 
 OnFailure = Literal["warn", "raise", "ignore"]
 
@@ -223,7 +223,7 @@ def _solve(
         dim=1,
     )
     columns = tuple(_column(row, asked, budget) for row in figures.tolist())
-    stats = _stats(columns, operator.products, outcome.ritz)
+    stats = _stats(columns, operator.products, _extremes(outcome))
     return Solution(answer * column(scale), _worst(columns), stats, dict(state))
 
 
@@ -238,6 +238,14 @@ def _curvature_along(answer: Tensor, rhs: Tensor, progress: _Progress, size: Ten
     noise = 16 * kind.eps * square.sqrt() * (size + progress.norm)
     seen = (square > kind.tiny) & square.isfinite() & (product.abs() > noise)
     return torch.where(seen, product / square, math.inf)
+
+
+def _extremes(outcome: Outcome) -> tuple[float, float] | None:
+    """The extreme Ritz values over all rows."""
+    if outcome.ritz is None:
+        return None
+    lowest, highest = float(outcome.ritz[0].min()), float(outcome.ritz[1].max())
+    return (lowest, highest) if lowest <= highest else None
 
 
 def _largest(rows: Tensor) -> Tensor:

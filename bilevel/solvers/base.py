@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bilevel._spectrum import settled
 from bilevel.errors import InputError
 from bilevel.operators import LinearOperator
 from bilevel.solution import Result, State
@@ -35,7 +36,8 @@ class Outcome:
         flag: one of the codes above for each row, ``[k]``.
         curvature: smallest ``p'Ap / p'p`` each row saw, ``[k]``; infinite where none.
         residual: ``b - A x`` as ``[k, n]``, where the solver holds it exactly; else None.
-        ritz: smallest and largest Ritz value over the rows, where they come for nothing.
+        ritz: smallest and largest Ritz value of each row, ``[k]`` both, where they come for
+            nothing; infinite where a row took no step.
     """
 
     value: Tensor
@@ -43,7 +45,7 @@ class Outcome:
     flag: Tensor
     curvature: Tensor
     residual: Tensor | None = None
-    ritz: tuple[float, float] | None = None
+    ritz: tuple[Tensor, Tensor] | None = None
 
 
 class Solver(abc.ABC):
@@ -186,7 +188,6 @@ class CurvatureTrack:
     def read(self) -> tuple[Tensor, Tensor, Tensor]:
         """The smallest seen, and which rows met a negative and which a zero curvature."""
         seen = torch.stack(self._seen)
-        smallest = seen.amin(0)
-        noise = self._noise * torch.where(seen.isinf(), 0.0, seen).abs().amax(0)
-        negative = smallest < -noise
-        return smallest, negative, ~negative & (smallest <= noise)
+        largest = torch.where(seen.isinf(), 0.0, seen).abs().amax(0)
+        smallest = settled(seen.amin(0), largest, self._noise)
+        return smallest, smallest < 0, smallest == 0

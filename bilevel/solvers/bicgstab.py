@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -13,6 +12,7 @@ from bilevel.preconditioners import PreconditionerLike, precondition, prepare
 from bilevel.solution import State
 from bilevel.solvers.base import (
     BREAKDOWN,
+    CurvatureTrack,
     Iterative,
     Outcome,
     check_interval,
@@ -61,6 +61,7 @@ class BiCGStab(Iterative):
         active = torch.linalg.vector_norm(r, dim=1) > target
         flag = torch.zeros_like(active, dtype=torch.int64)
         iterations = torch.zeros_like(flag)
+        track = CurvatureTrack(rhs)
         rounding = torch.finfo(rhs.dtype).eps
         every = check_interval(rhs.device)
 
@@ -69,11 +70,13 @@ class BiCGStab(Iterative):
                 break
             p_hat = precondition(self.preconditioner, state, p)
             v = operator.rows(p_hat)
+            track.note(dot(p_hat, v), dot(p_hat, p_hat), active)
             overlap = dot(shadow, v)
             alpha = torch.where(active, ratio(rho, overlap), 0.0)
             s = r - column(alpha) * v
             s_hat = precondition(self.preconditioner, state, s)
             t = operator.rows(s_hat)
+            track.note(dot(s_hat, t), dot(s_hat, s_hat), active & (s != 0).any(1))
             omega = torch.where(active, ratio(dot(t, s), dot(t, t)), 0.0)
             x.addcmul_(column(alpha), p_hat).addcmul_(column(omega), s_hat)
             r = torch.where(column(active), s - column(omega) * t, r)
@@ -94,5 +97,4 @@ class BiCGStab(Iterative):
             p = r + column(beta) * (p - column(omega) * v)
             rho = rho_next
 
-        nothing_seen = torch.full_like(rho, math.inf)
-        return Outcome(x, iterations, flag, nothing_seen, residual=None)
+        return Outcome(x, iterations, flag, track.read()[0])

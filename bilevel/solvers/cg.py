@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bilevel._spectrum import ritz
 from bilevel.operators import LinearOperator
 from bilevel.preconditioners import PreconditionerLike, precondition, prepare
 from bilevel.solution import State
@@ -106,32 +107,13 @@ class CG(Iterative):
         smallest, negative, singular = track.read()
         flag = torch.where(lost, BREAKDOWN, 0)
         flag = torch.where(negative, NEGATIVE, torch.where(singular, SINGULAR, flag))
-        iterations = (torch.stack(alphas) > 0).sum(0) if alphas else torch.zeros_like(flag)
-        ritz = _ritz(alphas, betas) if self.preconditioner is None else None
-        return Outcome(x, iterations, flag, smallest, ritz=ritz)
-
-
-def _ritz(alphas: list[Tensor], betas: list[Tensor]) -> tuple[float, float] | None:
-    """Extreme Ritz values from CG's own coefficients (Golub and Van Loan, section 11.3)."""
-    if not alphas:
-        return None
-    alpha = torch.stack(alphas, dim=1).double().cpu()
-    beta = torch.stack(betas, dim=1).double().cpu()
-    lowest: list[Tensor] = []
-    highest: list[Tensor] = []
-    for a, b in zip(alpha, beta, strict=True):
-        steps = int((a > 0).sum())
-        if steps == 0 or not bool((a[:steps] > 0).all()):
-            continue
-        a, b = a[:steps], b[: steps - 1]
-        diagonal = 1.0 / a
-        diagonal[1:] += b / a[:-1]
-        off = b.sqrt() / a[:-1]
-        values = torch.linalg.eigvalsh(
-            torch.diag(diagonal) + torch.diag(off, 1) + torch.diag(off, -1)
-        )
-        lowest.append(values[0])
-        highest.append(values[-1])
-    if not lowest:
-        return None
-    return float(torch.stack(lowest).min()), float(torch.stack(highest).max())
+        if not alphas:
+            return Outcome(x, torch.zeros_like(flag), flag, smallest)
+        alpha, beta = torch.stack(alphas, dim=1), torch.stack(betas, dim=1)
+        iterations = (alpha > 0).sum(1)
+        extremes = None
+        if self.preconditioner is None:
+            # Golub and Van Loan, Matrix computations, section 11.3: the Lanczos coefficients.
+            before = torch.nn.functional.pad(beta / alpha, (1, -1))
+            extremes = ritz(1 / alpha + before, beta.sqrt() / alpha, iterations)
+        return Outcome(x, iterations, flag, smallest, ritz=extremes)

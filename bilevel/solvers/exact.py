@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bilevel._spectrum import settled
 from bilevel.errors import InputError
 from bilevel.operators import LinearOperator, finite
 from bilevel.solution import State
@@ -63,7 +64,9 @@ class Exact(Solver):
         state: State = {}
         if operator.symmetric:
             values = torch.linalg.eigvalsh(matrix)
-            state["smallest"] = values[..., 0]
+            size = values.abs().amax(-1)
+            noise = n * torch.finfo(matrix.dtype).eps
+            state["smallest"] = settled(values[..., 0], size, noise)
         factor, pivots, info = torch.linalg.lu_factor_ex(matrix)
         if bool(info.any()) or not _well_posed(factor.diagonal(dim1=-2, dim2=-1).abs()):
             return {**state, "pseudoinverse": torch.linalg.pinv(matrix)}

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bilevel._spectrum import settled
 from bilevel.operators import LinearOperator, finite
 from bilevel.preconditioners import PreconditionerLike, precondition, prepare
 from bilevel.solution import State
@@ -65,9 +66,15 @@ class GMRES(Iterative):
         norm = torch.linalg.vector_norm(r, dim=1)
         iterations = torch.zeros_like(norm, dtype=torch.int64)
         deficient = norm < 0
+        smallest = torch.full_like(norm, math.inf)
         budget = self.steps(operator.size)
         while budget > 0 and bool((norm > target).any()):
-            correction, steps, deficient = self._cycle(operator, r, norm, target, state, budget)
+            correction, hessenberg = self._cycle(operator, r, norm, target, state, budget)
+            steps = hessenberg.shape[2]
+            values = torch.linalg.svdvals(hessenberg)
+            deficient = values[:, -1] <= steps * torch.finfo(r.dtype).eps * values[:, 0]
+            if self.preconditioner is None:
+                smallest = torch.minimum(smallest, _curvature(hessenberg).to(r.dtype))
             x_next = x + precondition(self.preconditioner, state, correction)
             r_next = rhs - operator.rows(x_next)
             norm_next = torch.linalg.vector_norm(r_next, dim=1)
@@ -80,7 +87,7 @@ class GMRES(Iterative):
             if not bool(better.any()):
                 break
         flag = torch.where(deficient & (norm > target), SINGULAR, OK)
-        return Outcome(x, iterations, flag, torch.full_like(norm, math.inf), residual=r)
+        return Outcome(x, iterations, flag, smallest, residual=r)
 
     def _cycle(
         self,
@@ -90,12 +97,11 @@ class GMRES(Iterative):
         target: Tensor,
         state: State,
         budget: int,
-    ) -> tuple[Tensor, int, Tensor]:
+    ) -> tuple[Tensor, Tensor]:
         """One Arnoldi process from the residual ``[k, n]``.
 
         Returns:
-            The correction ``[k, n]``, the steps it took, and for which rows the operator is
-            singular on the space they span ``[k]``.
+            The correction ``[k, n]``, and the Hessenberg matrices ``[k, steps + 1, steps]``.
         """
         k, n = r.shape
         length = min(self.restart, n, budget)
@@ -121,14 +127,24 @@ class GMRES(Iterative):
             if steps % every == 0 and bool((_residual(hessenberg, steps, norm) <= target).all()):
                 break
         weights = _least_squares(hessenberg, steps, norm)
-        values = torch.linalg.svdvals(_wide(hessenberg, steps))
-        deficient = values[:, -1] <= steps * torch.finfo(r.dtype).eps * values[:, 0]
-        return torch.einsum("kjn,kj->kn", basis[:, :steps], weights), steps, deficient
+        correction = torch.einsum("kjn,kj->kn", basis[:, :steps], weights)
+        return correction, _wide(hessenberg, steps)
 
 
 def _normalised(rows: Tensor, norm: Tensor) -> Tensor:
     alive = column(norm) > 0
     return torch.where(alive, rows / torch.where(alive, column(norm), 1.0), 0.0)
+
+
+def _curvature(hessenberg: Tensor) -> Tensor:
+    """The smallest ``p'Ap / p'p`` over the space spanned, ``[k]``."""
+    square = hessenberg[:, :-1]
+    size = torch.linalg.matrix_norm(hessenberg)
+    # A row whose space was exhausted early left zero columns, which are no directions seen.
+    unseen = (hessenberg == 0).all(1) & (size > 0).unsqueeze(1)
+    symmetric = (square + square.mT) / 2 + torch.diag_embed(unseen * size.unsqueeze(1))
+    noise = 16 * torch.finfo(hessenberg.dtype).eps
+    return settled(torch.linalg.eigvalsh(symmetric)[:, 0], size, noise)
 
 
 def _least_squares(hessenberg: Tensor, steps: int, norm: Tensor) -> Tensor:

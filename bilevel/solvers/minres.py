@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bilevel._spectrum import ritz, settled
 from bilevel.operators import LinearOperator
 from bilevel.preconditioners import PreconditionerLike, precondition, prepare
 from bilevel.solution import State
@@ -81,6 +82,9 @@ class MINRES(Iterative):
         scale = torch.zeros_like(beta)
         rounding = 16 * torch.finfo(rhs.dtype).eps
         every = check_interval(rhs.device)
+        diagonal: list[Tensor] = []
+        off: list[Tensor] = []
+        working: list[Tensor] = []
 
         for step in range(self.steps(operator.size)):
             if step % every == 0 and not bool(active.any()):
@@ -100,6 +104,9 @@ class MINRES(Iterative):
             beta = square.clamp_min(0).sqrt()
             # An invariant subspace: what is left of the recurrence is rounding.
             beta = torch.where(beta > rounding * scale, beta, 0.0)
+            diagonal.append(alfa)
+            off.append(beta)
+            working.append(active)
 
             delta = cosine * dbar + sine * alfa
             gbar = sine * dbar - cosine * alfa
@@ -117,4 +124,11 @@ class MINRES(Iterative):
             iterations += active
             active = active & (phibar.abs() > goal) & (beta > 0)
 
-        return Outcome(x, iterations, flag, track.read()[0])
+        smallest = track.read()[0]
+        if self.preconditioner is not None or not diagonal:
+            return Outcome(x, iterations, flag, smallest)
+        tridiagonal = torch.stack(diagonal, dim=1), torch.stack(off, dim=1)
+        lowest, highest = ritz(*tridiagonal, torch.stack(working).sum(0))
+        # The Lanczos vectors may all show positive curvature where their combinations do not.
+        seen = settled(lowest, torch.maximum(highest, -lowest), rounding).to(rhs.dtype)
+        return Outcome(x, iterations, flag, torch.minimum(smallest, seen), ritz=(lowest, highest))
