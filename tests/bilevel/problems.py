@@ -1,19 +1,20 @@
-"""Bilevel problems with known answers, shapes to put them in, and solvers that fit them.
+"""Bilevel problems with known answers.
 
-Every answer here is linear algebra written out by hand; nothing in this file imports an autograd
-or a solver that the tests are about.
+Every answer here is linear algebra written out by hand; nothing in this file uses a derivative or a
+solver that the tests are about.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-import bilevel
+from tests.bilevel.arrays import normal, orthogonal, spd
+from tests.bilevel.shapes import Shape
 
 Function = Callable[[Any, Any], Any]
 
@@ -67,79 +68,6 @@ class Problem:
             self.matrix,
             self.symmetric,
         )
-
-
-# --- shapes ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A way to lay a vector out as a tree, and back."""
-
-    name: str
-    pack: Callable[[Tensor], Any]
-    unpack: Callable[[Any], Tensor]
-
-
-class Pair(NamedTuple):
-    first: Any
-    second: Any
-
-
-def strided(vector: Tensor) -> Tensor:
-    """The same numbers, every other one in memory."""
-    return torch.stack([vector, vector], dim=1)[:, 0]
-
-
-def _nest(vector: Tensor) -> dict[str, Any]:
-    return {
-        "scalar": vector[0],
-        "deep": {"empty": vector[:0], "strided": [strided(vector[1:])]},
-        "void": vector.new_zeros(3, 0),
-    }
-
-
-SHAPES = [
-    Shape("tensor", lambda v: v, lambda t: t),
-    Shape("column", lambda v: v.unsqueeze(1), lambda t: t.squeeze(1)),
-    Shape("list", lambda v: [v[:1], v[1:]], torch.cat),
-    Shape("tuple", lambda v: (v[1:], v[0]), lambda t: torch.cat([t[1].reshape(1), t[0]])),
-    Shape("namedtuple", lambda v: Pair(v[:2], v[2:]), lambda t: torch.cat([t.first, t.second])),
-    Shape(
-        "nested dict",
-        _nest,
-        lambda t: torch.cat([t["scalar"].reshape(1), t["deep"]["strided"][0]]),
-    ),
-]
-
-
-# --- data --------------------------------------------------------------------------------------
-
-
-def generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
-
-
-def normal(*shape: int, seed: int) -> Tensor:
-    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
-
-
-def orthogonal(n: int, seed: int) -> Tensor:
-    return torch.linalg.qr(normal(n, n, seed=seed)).Q
-
-
-def spd(n: int, seed: int, low: float = 1.0, high: float = 8.0) -> Tensor:
-    """A symmetric positive definite matrix with its spectrum spread over ``[low, high]``."""
-    return with_spectrum(torch.linspace(low, high, n, dtype=torch.float64), seed)
-
-
-def with_spectrum(eigenvalues: Tensor, seed: int) -> Tensor:
-    basis = orthogonal(eigenvalues.numel(), seed)
-    matrix = basis * eigenvalues @ basis.T
-    return (matrix + matrix.T) / 2
-
-
-# --- problems ----------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -450,68 +378,3 @@ MINIMA = [
 ]
 EQUATIONS = [linear_fixed_point(), cosine_fixed_point(), constrained_qp()]
 PROBLEMS = MINIMA + EQUATIONS
-
-
-# --- solvers -----------------------------------------------------------------------------------
-
-TIGHT = 1e-13
-
-
-def _weigh(row: Tensor) -> Tensor:
-    """A positive definite preconditioner of the user's own."""
-    return row * torch.linspace(1.0, 2.0, row.numel(), dtype=row.dtype)
-
-
-def solvers(problem: Problem, rtol: float = TIGHT) -> dict[str, bilevel.Solver]:
-    """Every solver that fits a problem, by the name it has in test ids."""
-    n = problem.theta.numel() if isinstance(problem.theta, Tensor) else problem.matrix.shape[0]
-    found: dict[str, bilevel.Solver] = {
-        "Auto": bilevel.Auto(rtol=rtol),
-        "Exact": bilevel.Exact(),
-        "GMRES": bilevel.GMRES(rtol=rtol),
-        "GMRES restarted": bilevel.GMRES(rtol=rtol, restart=3, max_steps=2000),
-        "GMRES preconditioned": bilevel.GMRES(rtol=rtol, preconditioner=_weigh),
-        "BiCGStab": bilevel.BiCGStab(rtol=rtol),
-    }
-    if problem.symmetric:
-        found["MINRES"] = bilevel.MINRES(rtol=rtol)
-        found["MINRES preconditioned"] = bilevel.MINRES(rtol=rtol, preconditioner=_weigh)
-    if problem.definite:
-        largest = float(torch.linalg.eigvalsh(problem.matrix)[-1])
-        found |= {
-            "CG": bilevel.CG(rtol=rtol),
-            "CG Jacobi": bilevel.CG(rtol=rtol, preconditioner=bilevel.Jacobi()),
-            "CG Jacobi probed": bilevel.CG(rtol=rtol, preconditioner=bilevel.Jacobi(probes=4)),
-            "CG Nystrom": bilevel.CG(rtol=rtol, preconditioner=bilevel.NystromPreconditioner(2)),
-            "CG callable": bilevel.CG(rtol=rtol, preconditioner=_weigh),
-            "Chebyshev": bilevel.Chebyshev(rtol=rtol),
-            "Neumann": bilevel.Neumann(terms=4000, rtol=rtol),
-            "Neumann fixed step": bilevel.Neumann(terms=4000, step=1.5 / largest, rtol=rtol),
-            "Nystrom": bilevel.Nystrom(rank=n),
-        }
-    if problem.kind == "fixed_point":
-        found["Neumann"] = bilevel.Neumann(terms=4000, step=1.0, rtol=rtol)
-    return found
-
-
-def cases(problems: list[Problem]) -> Iterator[tuple[Problem, str, bilevel.Solver]]:
-    """Every problem with every solver that fits it."""
-    for problem in problems:
-        for name, solver in solvers(problem).items():
-            yield problem, name, solver
-
-
-# --- measuring ---------------------------------------------------------------------------------
-
-
-def flat(tree: Any) -> Tensor:
-    """Leaves of a tree as one vector, in flattening order."""
-    leaves = torch.utils._pytree.tree_leaves(tree)
-    return torch.cat([leaf.reshape(-1) for leaf in leaves])
-
-
-def error(found: Tensor, wanted: Tensor) -> float:
-    """Relative error in norm."""
-    return float(torch.linalg.vector_norm(found.double() - wanted.double())) / float(
-        torch.linalg.vector_norm(wanted.double())
-    )

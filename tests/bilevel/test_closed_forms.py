@@ -11,29 +11,17 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import bilevel
+from tests.bilevel.arrays import error, flat, normal, orthogonal
 from tests.bilevel.problems import (
     EQUATIONS,
-    LABELS,
     MINIMA,
     PROBLEMS,
-    SHAPES,
     Problem,
-    Quadratic,
-    Shape,
-    X,
-    Y,
-    cases,
-    data_weighting,
-    error,
-    flat,
     logistic,
-    normal,
-    orthogonal,
     quadratic,
-    ridge_inner,
-    ridge_solution,
-    solvers,
 )
+from tests.bilevel.shapes import SHAPES, Shape
+from tests.bilevel.systems import cases, solvers
 
 PRECISION = 1e-8
 
@@ -96,9 +84,9 @@ def test_the_forward_derivative_equals_the_closed_form_along_a_direction(
 ) -> None:
     if fits(problem, solver):
         along = normal(problem.phi.numel(), seed=7)
-        _, found = torch.func.jvp(
+        found = torch.func.jvp(
             lambda phi: problem.outer(phi, attached(problem, solver, phi)), (problem.phi,), (along,)
-        )
+        )[1]
         wanted = problem.gradient @ along
         assert abs(float(found - wanted)) < PRECISION * float(
             problem.gradient.norm() * along.norm()
@@ -227,9 +215,6 @@ def test_half_precision_gives_the_closed_form_to_its_few_digits(dtype: torch.dty
     assert error(found, problem.gradient) < 20 * torch.finfo(dtype).eps
 
 
-# --- larger than Auto factorizes ---------------------------------------------------------------
-
-
 @pytest.mark.parametrize("solver", [None, bilevel.Auto(rtol=1e-12), bilevel.CG(rtol=1e-12)])
 def test_a_quadratic_of_two_hundred_unknowns_equals_its_closed_form(
     solver: bilevel.Solver | None,
@@ -269,9 +254,6 @@ def test_a_kkt_system_of_two_hundred_unknowns_is_solved_by_the_default() -> None
     assert error(gradient, torch.linalg.solve(kkt, goal)[150:]) < 1e-6
 
 
-# --- 0-d tensors -------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("name", sorted(solvers(MINIMA[-1])))
 def test_zero_dimensional_tensors_are_problems_like_any_other(name: str) -> None:
     a, p = 3.0, torch.tensor(1.7, dtype=torch.float64)
@@ -281,196 +263,3 @@ def test_zero_dimensional_tensors_are_problems_like_any_other(name: str) -> None
     )
     assert found.shape == ()
     assert abs(float(found - 2 * p / a**2)) < PRECISION
-
-
-# --- Gauss-Newton ------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("solver", [bilevel.CG(rtol=1e-13), bilevel.Exact(), bilevel.GMRES()])
-def test_gauss_newton_of_a_linear_model_is_the_hessian(solver: bilevel.Solver) -> None:
-    problem = logistic()
-    curvature = bilevel.GaussNewton(
-        lambda p, t: X @ t,
-        lambda p, z: (torch.nn.functional.softplus(z) - LABELS * z).mean(),
-        lambda p, t: (p.exp() * t * t).sum() / 2,
-    )
-    found = bilevel.implicit_grad(
-        problem.outer, problem.inner, problem.phi, problem.theta, solver=solver, curvature=curvature
-    )
-    assert error(found, problem.gradient) < PRECISION
-
-
-def test_gauss_newton_whose_loss_depends_on_phi_is_the_hessian() -> None:
-    problem = data_weighting()
-
-    def loss(p: Tensor, z: Tensor) -> Tensor:
-        return (torch.sigmoid(p) * (torch.nn.functional.softplus(z) - LABELS * z)).mean()
-
-    curvature = bilevel.GaussNewton(lambda p, t: X @ t, loss, lambda p, t: 0.1 * (t @ t))
-    found = bilevel.implicit_grad(
-        problem.outer, problem.inner, problem.phi, problem.theta, curvature=curvature
-    )
-    assert error(found, problem.gradient) < PRECISION
-
-
-def test_gauss_newton_of_a_model_that_fits_exactly_is_the_hessian() -> None:
-    goal = torch.tanh(X @ normal(5, seed=70))
-
-    def inner(p: Tensor, t: Tensor) -> Tensor:
-        return ((torch.tanh(X @ t) - goal - p) ** 2).sum() / 2
-
-    def outer(p: Tensor, t: Tensor) -> Tensor:
-        return (t**3).sum()
-
-    phi, theta = torch.zeros(12, dtype=torch.float64), normal(5, seed=70)
-    curvature = bilevel.GaussNewton(
-        lambda p, t: torch.tanh(X @ t), lambda p, z: ((z - goal - p) ** 2).sum() / 2
-    )
-    exact = bilevel.implicit_grad(outer, inner, phi, theta)
-    found = bilevel.implicit_grad(outer, inner, phi, theta, curvature=curvature)
-    assert error(found, exact) < PRECISION
-
-
-# --- second order ------------------------------------------------------------------------------
-
-SECOND_ORDER = {
-    "Exact": bilevel.Exact(),
-    "Auto": None,
-    "CG": bilevel.CG(rtol=1e-13),
-    "CG Jacobi": bilevel.CG(rtol=1e-13, preconditioner=bilevel.Jacobi()),
-    "MINRES": bilevel.MINRES(rtol=1e-13),
-    "GMRES": bilevel.GMRES(rtol=1e-13),
-    "BiCGStab": bilevel.BiCGStab(rtol=1e-13),
-    "Neumann": bilevel.Neumann(terms=4000, rtol=1e-13),
-    "Chebyshev": bilevel.Chebyshev(rtol=1e-13),
-}
-
-
-@pytest.mark.parametrize("name", SECOND_ORDER)
-def test_the_hessian_of_the_quadratic_is_its_constant(name: str) -> None:
-    data, phi = Quadratic.random(), normal(4, seed=20)
-    theta = data.solution(phi)
-
-    def value(p: Tensor) -> Tensor:
-        return data.outer(p, bilevel.argmin(data.inner, p, theta, solver=SECOND_ORDER[name]))
-
-    wanted = data.hessian()
-    assert error(torch.autograd.functional.hessian(value, phi), wanted) < PRECISION
-    assert error(torch.func.hessian(value)(phi), wanted) < PRECISION
-    assert error(torch.func.jacrev(torch.func.jacrev(value))(phi), wanted) < PRECISION
-
-
-@pytest.mark.parametrize("name", SECOND_ORDER)
-def test_the_second_derivative_of_ridge_is_twice_the_inverse_squared(name: str) -> None:
-    lam = torch.tensor(0.7, dtype=torch.float64)
-    theta, H = ridge_solution(lam)
-    first = -torch.linalg.solve(H, theta)
-    second = -2 * torch.linalg.solve(H, first)
-
-    def solution(penalty: Tensor) -> Tensor:
-        return bilevel.argmin(ridge_inner, penalty, theta, solver=SECOND_ORDER[name])
-
-    assert error(torch.func.jacrev(solution)(lam), first) < PRECISION
-    assert error(torch.func.jacfwd(solution)(lam), first) < PRECISION
-    assert error(torch.func.jacfwd(torch.func.jacrev(solution))(lam), second) < PRECISION
-    assert error(torch.func.jacrev(torch.func.jacfwd(solution))(lam), second) < PRECISION
-
-
-def test_the_third_derivative_of_ridge_is_right_too() -> None:
-    lam = torch.tensor(0.7, dtype=torch.float64)
-    theta, H = ridge_solution(lam)
-    third = theta
-    for order in (1, 2, 3):
-        third = -order * torch.linalg.solve(H, third)
-
-    def solution(penalty: Tensor) -> Tensor:
-        return bilevel.argmin(ridge_inner, penalty, theta)
-
-    found = torch.func.jacrev(torch.func.jacrev(torch.func.jacrev(solution)))(lam)
-    assert error(found, third) < PRECISION
-
-
-def test_the_second_derivative_of_the_cosine_fixed_point_is_right() -> None:
-    problem = EQUATIONS[1]
-    z = float(problem.theta)
-    first = 1 / (1 + torch.sin(problem.theta))
-    second = -torch.cos(problem.theta) * first**3  # d/dp of 1 / (1 + sin z(p))
-
-    def solution(p: Tensor) -> Tensor:
-        return bilevel.fixed_point(problem.inner, p, problem.theta)
-
-    found = torch.func.hessian(lambda p: solution(p).sum())(problem.phi)
-    assert abs(z - float(torch.cos(problem.theta) + problem.phi)) < 1e-14
-    assert error(found.reshape(1), second) < PRECISION
-
-
-# --- arguments ---------------------------------------------------------------------------------
-
-
-def test_batches_travel_through_outer_args_and_inner_args() -> None:
-    lam = torch.tensor(0.7, dtype=torch.float64)
-    theta, H = ridge_solution(lam)
-
-    def inner(p: Tensor, t: Tensor, inputs: Tensor, targets: Tensor) -> Tensor:
-        return ((inputs @ t - targets) ** 2).mean() / 2 + p * (t @ t) / 2
-
-    def outer(p: Tensor, t: Tensor, inputs: Tensor) -> Tensor:
-        return (inputs @ t).sum()
-
-    held_out = normal(3, 5, seed=71)
-    found = bilevel.implicit_grad(
-        outer, inner, lam, theta, inner_args=(X, Y), outer_args=(held_out,)
-    )
-    wanted = -held_out.sum(0) @ torch.linalg.solve(H, theta)
-    assert abs(float(found - wanted)) < PRECISION
-
-
-@pytest.mark.parametrize("problem", MINIMA, ids=lambda p: p.name)
-def test_damping_solves_the_damped_system_once(problem: Problem) -> None:
-    # The mixed derivative stays; only the matrix that is inverted is moved by damping.
-    damping = 0.5
-    n = problem.theta.numel()
-    theta = problem.theta.clone().requires_grad_()
-    slope = torch.autograd.grad(problem.outer(problem.phi, theta), theta)[0]
-    damped = problem.matrix + damping * torch.eye(n, dtype=torch.float64)
-    _, info = bilevel.implicit_grad(
-        problem.outer, problem.inner, problem.phi, problem.theta, damping=damping, return_info=True
-    )
-    assert error(info.adjoint, torch.linalg.solve(damped, slope)) < PRECISION
-
-
-@pytest.mark.parametrize("problem", MINIMA, ids=lambda p: p.name)
-def test_the_report_adds_up(problem: Problem) -> None:
-    found, info = bilevel.implicit_grad(
-        problem.outer,
-        problem.inner,
-        problem.phi,
-        problem.theta,
-        solver=bilevel.CG(rtol=1e-13),
-        return_info=True,
-    )
-    theta = problem.theta.clone().requires_grad_()
-    slope = torch.autograd.grad(problem.outer(problem.phi, theta), theta)[0]
-    torch.testing.assert_close(info.direct + info.implicit, found)
-    assert info.outer_value == float(problem.outer(problem.phi, problem.theta))
-    assert error(problem.matrix @ info.adjoint, slope) < 1e-12
-    assert info.stationarity < 1e-13
-    assert info.solution.result is bilevel.Result.SUCCESS
-    assert info.error_estimate is not None
-    assert info.error_estimate < 1e-10
-
-
-@pytest.mark.parametrize("terms", [1, 2, 4])
-def test_the_error_estimate_is_close_to_the_error_of_an_unfinished_solve(terms: int) -> None:
-    problem = quadratic()
-    found, info = bilevel.implicit_grad(
-        problem.outer,
-        problem.inner,
-        problem.phi,
-        problem.theta,
-        solver=bilevel.CG(rtol=None, max_steps=terms),
-        return_info=True,
-    )
-    actual = float((found - problem.gradient).norm())
-    assert info.error_estimate is not None
-    assert actual / 10 < info.error_estimate < 100 * actual
