@@ -74,7 +74,8 @@ class Implicit(Method):
             beside the network in pretraining (as SPEN does), "network" makes it minus the
             pretrained network's logits (InfNet; both must have the same sizes), "random" leaves it.
         warm_start: start each solve at the adjoint of the step before.
-        reuse_state: prepare the solver (a step size, a preconditioner) every so many steps.
+        reuse_state: prepare the solver (a step size, a preconditioner) anew after so many
+            hypergradients; None (default) once an epoch.
         max_norm: clip the norm of phi's gradient; None does not.
         trust: from where on the implicit term is called untrustworthy.
 
@@ -117,7 +118,7 @@ class Implicit(Method):
     implicit_after: int = 0
     energy_start: EnergyStart = "cross_entropy"
     warm_start: bool = False
-    reuse_state: int = 1
+    reuse_state: int | None = None
     max_norm: float | None = None
     trust: TrustLimits = field(default_factory=TrustLimits)
 
@@ -131,7 +132,8 @@ class Implicit(Method):
         check_count("outer_every", self.outer_every, 1)
         check_count("pretrain_epochs", self.pretrain_epochs, 0)
         check_count("implicit_after", self.implicit_after, 0)
-        check_count("reuse_state", self.reuse_state, 1)
+        if self.reuse_state is not None:
+            check_count("reuse_state", self.reuse_state, 1)
         for name in ("damping", "ce_weight", "cost_weight", "l2", "outer_lr", "inner_lr"):
             check_rate(name, getattr(self, name), zero=True)
         check_rate("outer_weight_decay", self.outer_weight_decay, zero=True)
@@ -197,4 +199,6 @@ class Implicit(Method):
     ) -> ImplicitLearner:
         if models.energy is None:
             raise ValueError("models: found no energy, wanted one; this method trains it")
-        return ImplicitLearner(self, models, models.energy, seed=seed, device=device)
+        return ImplicitLearner(
+            self, models, models.energy, steps_per_epoch=steps_per_epoch, seed=seed, device=device
+        )

@@ -29,6 +29,7 @@ class ImplicitLearner(Learner):
         models: Models,
         energy: nn.Module,
         *,
+        steps_per_epoch: int,
         seed: int,
         device: torch.device | str,
     ) -> None:
@@ -42,6 +43,8 @@ class ImplicitLearner(Learner):
             pretrained += list(self._unaries().parameters())
         self._pretraining = make_optimizer("adam", pretrained, method.pretrain_lr)
         self._notice = ""
+        each_epoch = max(1, steps_per_epoch // method.outer_every)
+        self._reuse = each_epoch if method.reuse_state is None else method.reuse_state
         self._begin()
 
     @property
@@ -156,7 +159,7 @@ class ImplicitLearner(Learner):
             theta=self._theta,
             inner_steps=method.inner_steps,
             warm_start=method.warm_start and phase == "implicit",
-            reuse_state=method.reuse_state if phase == "implicit" else 1,
+            reuse_state=self._reuse if phase == "implicit" else 1,
             outer_max_norm=method.max_norm,
         )
         self._loop_phase = phase

@@ -273,6 +273,27 @@ def test_a_state_that_does_not_fit_is_refused_whole(epochs: int) -> None:
     assert run(untouched, 2) == figures
 
 
+@pytest.mark.parametrize(("reuse", "products"), [(None, 8 + 4 * 3), (1, 4 * (8 + 3))])
+def test_a_solver_is_prepared_once_an_epoch_unless_said_otherwise(
+    reuse: int | None, products: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight Lanczos steps find a Neumann series its step; each of its terms takes a product."""
+    spent = []
+    problem = bilevel.ImplicitProblem.implicit_grad
+
+    def counted(*args: Any, **options: Any) -> Any:
+        gradient, info = problem(*args, **options)
+        spent.append(info.solution.stats.products)
+        return gradient, info
+
+    monkeypatch.setattr(bilevel.ImplicitProblem, "implicit_grad", counted)
+    method = Implicit(
+        primary=Value(), pretrain_epochs=0, solver=bilevel.Neumann(3), reuse_state=reuse
+    )
+    run(start(method), 1)
+    assert sum(spent) == products
+
+
 def test_a_divergent_solver_is_noticed_and_said() -> None:
     learner = start(
         Implicit(primary=Value(), pretrain_epochs=0, solver=bilevel.Neumann(4, step=500.0))
