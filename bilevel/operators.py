@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     import scipy.sparse.linalg
 
 
+# Products made at once where many are needed: a block of them, not all n, has to fit in memory.
+_BLOCK = 128
+
+
 class LinearOperator(abc.ABC):
     """A square linear map known by its products.
 
@@ -105,13 +109,22 @@ class LinearOperator(abc.ABC):
         """The matrix ``[n, n]`` (``[B, n, n]`` for a batched operator), by n products."""
         identity = torch.eye(self.size, dtype=self.dtype, device=self.device)
         if self.batch is None:
-            return self.rows(identity).T.contiguous()
+            blocks = [self.rows(units) for units in identity.split(_BLOCK)]
+            return torch.cat(blocks).T.contiguous() if self.size else identity
         columns = [self.rows(unit.expand(self.batch, -1)) for unit in identity]
         return torch.stack(columns, dim=-1)
 
     def diagonal(self) -> Tensor:
         """The diagonal ``[n]`` (``[B, n]`` for a batched operator), by n products."""
-        return self.to_dense().diagonal(dim1=-2, dim2=-1)
+        if self.batch is not None or self.size <= _BLOCK:
+            return self.to_dense().diagonal(dim1=-2, dim2=-1)
+        entries = []
+        for start in range(0, self.size, _BLOCK):
+            places = torch.arange(start, min(start + _BLOCK, self.size), device=self.device)
+            units = torch.zeros(len(places), self.size, dtype=self.dtype, device=self.device)
+            units.scatter_(1, places.unsqueeze(1), 1.0)
+            entries.append(self.rows(units).gather(1, places.unsqueeze(1)).squeeze(1))
+        return torch.cat(entries)
 
     def to_scipy(self) -> scipy.sparse.linalg.LinearOperator:
         """The same operator for ``scipy.sparse.linalg`` (NumPy arrays in and out, on the CPU).

@@ -70,13 +70,15 @@ class BiCGStab(Iterative):
                 break
             p_hat = precondition(self.preconditioner, state, p)
             v = operator.rows(p_hat)
-            track.note(dot(p_hat, v), dot(p_hat, p_hat), active)
+            square = dot(p_hat, p_hat)
+            track.note(dot(p_hat, v), square, active & (square != 0))
             overlap = dot(shadow, v)
             alpha = torch.where(active, ratio(rho, overlap), 0.0)
             s = r - column(alpha) * v
             s_hat = precondition(self.preconditioner, state, s)
             t = operator.rows(s_hat)
-            track.note(dot(s_hat, t), dot(s_hat, s_hat), active & (s != 0).any(1))
+            square = dot(s_hat, s_hat)
+            track.note(dot(s_hat, t), square, active & (square != 0))
             omega = torch.where(active, ratio(dot(t, s), dot(t, t)), 0.0)
             x.addcmul_(column(alpha), p_hat).addcmul_(column(omega), s_hat)
             r = torch.where(column(active), s - column(omega) * t, r)

@@ -15,6 +15,7 @@ from bilevel.solution import State
 from bilevel.solvers.base import (
     NEGATIVE,
     OK,
+    SINGULAR,
     CurvatureTrack,
     Iterative,
     Outcome,
@@ -100,7 +101,8 @@ class Chebyshev(Iterative):
         track = CurvatureTrack(rhs)
         norm = start = torch.linalg.vector_norm(r, dim=1)
         # Past this no digit of the answer is right, and to go on would end in infinities.
-        ceiling = start / torch.finfo(rhs.dtype).eps
+        rounding = torch.finfo(rhs.dtype).eps
+        ceiling = start / rounding
         active = norm > target
         iterations = torch.zeros_like(active, dtype=torch.int64)
         every = check_interval(rhs.device)
@@ -109,7 +111,8 @@ class Chebyshev(Iterative):
             if step % every == 0 and not bool(active.any()):
                 break
             product = operator.rows(d)
-            track.note(dot(d, product), dot(d, d), active)
+            square = dot(d, d)
+            track.note(dot(d, product), square, active & (square != 0))
             mask = column(active)
             x.addcmul_(d, mask.to(d.dtype))
             r.addcmul_(product, mask.to(d.dtype), value=-1.0)
@@ -121,8 +124,10 @@ class Chebyshev(Iterative):
             norm = torch.linalg.vector_norm(r, dim=1)
             active = active & (norm > target) & (norm < ceiling)
 
-        smallest, negative, _ = track.read()
-        # The Lanczos steps may have met what b does not feel.
-        negative = negative | (state["lowest"] < -16 * torch.finfo(rhs.dtype).eps * state["upper"])
-        flag = torch.where(negative, NEGATIVE, OK)
+        smallest, negative, singular = track.read()
+        # The Lanczos steps may have met what b does not feel, and no direction is left without a
+        # spectrum; what is left of a solve that has converged is rounding, and says nothing.
+        negative = negative | (state["lowest"] < 0)
+        singular = (singular & (norm > math.sqrt(rounding) * start)) | (state["upper"] == 0)
+        flag = torch.where(negative, NEGATIVE, torch.where(singular, SINGULAR, OK))
         return Outcome(x, iterations, flag, torch.minimum(smallest, state["lowest"]))

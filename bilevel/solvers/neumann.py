@@ -130,7 +130,7 @@ class Neumann(Solver):
         if self.step == "auto":
             # The Lanczos steps may have met what b does not feel.
             smallest = torch.minimum(smallest, state["lowest"])
-            negative = negative | (state["lowest"] * step < -16 * rounding)
+            negative = negative | (state["lowest"] < 0)
         # What is left of a series that has converged is rounding, whose curvature says nothing.
         singular = singular & (square > rounding * start)
         flag = torch.where(negative, NEGATIVE, torch.where(singular, SINGULAR, OK))

@@ -257,3 +257,65 @@ def test_a_power_of_two_on_b_scales_the_answer_and_changes_no_other_bit(
         assert scaled.stats.iterations == plain.stats.iterations
         assert scaled.stats.relative_residual == plain.stats.relative_residual
         assert scaled.result is plain.result
+
+
+# --- any system at all ---------------------------------------------------------------------------
+
+SPECTRA: dict[str, Any] = {
+    "definite": lambda r: r + 0.1,
+    "ill-conditioned": lambda r: 10 ** (-12 * r),
+    "singular": lambda r: torch.where(r < 0.3, 0.0, r),
+    "indefinite": lambda r: r - 0.5,
+    "negative": lambda r: -r - 0.1,
+    "repeated": lambda r: (3 * r).round() + 1,
+    "zero": lambda r: 0 * r,
+}
+ANY: list[bilevel.Solver] = [
+    *LINEAR.values(),
+    *TO_TOLERANCE.values(),
+    bilevel.CG(rtol=1e-15, preconditioner=bilevel.Jacobi(probes=2)),
+    bilevel.CG(preconditioner=bilevel.NystromPreconditioner(2)),
+    bilevel.MINRES(rtol=None, max_steps=40, preconditioner=bilevel.Jacobi()),
+    bilevel.GMRES(restart=2),
+    bilevel.BiCGStab(rtol=None, max_steps=30),
+    bilevel.Neumann(50, rtol=1e-6),
+]
+
+
+@settings(max_examples=40)
+@given(
+    st.sampled_from(sorted(SPECTRA)),
+    sizes,
+    st.sampled_from([1, 3]),
+    seeds,
+    st.sampled_from([1.0, 1e-20, 1e20]),
+    st.booleans(),
+    st.booleans(),
+)
+def test_whatever_the_system_a_solve_ends_with_its_true_residual_and_no_surprise(
+    spectrum: str, n: int, columns: int, seed: int, scale: float, in_range: bool, started: bool
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    A = with_spectrum(SPECTRA[spectrum](torch.rand(n, generator=generator, dtype=F64)), seed)
+    B = scale * normal(n, columns, seed=seed + 1)
+    B = A @ B if in_range else B
+    B[:, 0] *= seed % 4 != 0
+    start = scale * normal(n, columns, seed=seed + 2) if started else None
+    for solver in ANY:
+        found = bilevel.solve(
+            bilevel.Matrix(A, symmetric=True), B, solver, initial=start, on_failure="ignore"
+        )
+        residuals = torch.linalg.vector_norm(B - A @ found.value, dim=0)
+        sizes_ = torch.linalg.vector_norm(B, dim=0)
+        growth = torch.linalg.matrix_norm(A, 2) * torch.linalg.vector_norm(found.value, dim=0)
+        rounding = 1e-13 * n * (sizes_ + growth)
+        for column, true, slack, size in zip(
+            found.stats.columns, residuals, rounding, sizes_, strict=True
+        ):
+            assert abs(column.residual - float(true)) <= float(slack), solver
+            rtol, _ = solver.tolerances(F64)
+            if rtol is not None and column.result is Result.SUCCESS:
+                assert float(true) <= 1.02 * max(rtol, 3e-16) * float(size) + float(slack), solver
+        lowest = found.stats.smallest_curvature
+        if spectrum not in ("indefinite", "negative") and lowest is not None:
+            assert lowest >= -1e-13, solver

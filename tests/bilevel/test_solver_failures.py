@@ -127,6 +127,7 @@ SINGULAR_SOLVERS = {
     "GMRES": bilevel.GMRES(),
     "Auto": bilevel.Auto(),
     "Neumann": bilevel.Neumann(terms=500),
+    "Chebyshev": bilevel.Chebyshev(),
 }
 
 
