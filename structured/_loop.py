@@ -273,7 +273,7 @@ class Loop:
     def _tell(self, record: Mapping[str, Any], best: Best, bar: ProgressBar) -> None:
         monitor = self._config.monitor
         now = record[f"validation_{monitor}"]
-        bar.epoch(f"{monitor} {now:.4f}, best {best.value:.4f} at epoch {best.epoch}")
+        bar.epoch(f"{monitor} {now:.4f} (best {best.value:.4f})")
         _log.info("%s, epoch %d: %s %.4f", self._name, record["epoch"], monitor, now)
         first = [earlier for earlier in self.progress.history if "notice" in earlier][:1]
         if first == [record]:  # said once; every later one is in the log

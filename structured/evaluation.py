@@ -108,20 +108,21 @@ class Evaluation:
         return cls(**{**values, "scores": scores})
 
     def table(self) -> Table:
-        """Return a table to print with `rich`, in percent, one row per part and decoder."""
+        """Return a table to print with `rich`: in percent, a row per part and decoder."""
+        from rich import box
         from rich.table import Table
 
-        table = Table(title=self.title, title_justify="left")
-        table.add_column("part")
-        table.add_column("decoder")
-        for name in ("example-F1", "micro-F1", "macro-F1", "Hamming", "subset accuracy"):
-            table.add_column(name, justify="right")
+        table = Table(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table.add_column("part, decoder", no_wrap=True)
+        for name in ("example-F1", "micro-F1", "macro-F1", "Hamming", "subset"):
+            table.add_column(name, justify="right", no_wrap=True)
         for part, decoders in self.scores.items():
-            for index, (name, found) in enumerate(decoders.items()):
-                shown = f"{name} ({self.thresholds[name]:.3f})" if name in self.thresholds else name
-                place = f"{part} ({self.rows[part]} rows)" if index == 0 else ""
-                figures = [f"{100 * value:.2f}" for value in asdict(found).values()]
-                table.add_row(place, shown, *figures, end_section=index == len(decoders) - 1)
+            table.add_row(f"{part}, {self.rows[part]} rows", style="bold")
+            for name, found in decoders.items():
+                fitted = self.thresholds.get(name)
+                shown = name if fitted is None else f"{name} {fitted:.3f}"
+                table.add_row(f"  {shown}", *(f"{100 * v:.2f}" for v in asdict(found).values()))
+            table.add_section()
         return table
 
 

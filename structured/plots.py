@@ -110,12 +110,13 @@ def plot_history(
     if not shown:
         wanted = ", ".join(key for panel in panels for key in panel.figures)
         raise ValueError(f"history: found none of the figures to draw, wanted one of {wanted}")
-    figure = Figure(figsize=(4.6 * min(len(shown), 3), 3.2 * -(-len(shown) // 3) + 0.4))
+    size = (4.6 * min(len(shown), 3), 3.2 * -(-len(shown) // 3) + 0.4)
+    figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(-(-len(shown) // 3), min(len(shown), 3), squeeze=False).flatten()
     for panel, ax in zip(shown, axes, strict=False):
         _draw_panel(ax, panel, history)
         _mark(ax, history, best_epoch)
-        ax.legend(fontsize=8, framealpha=0.9)
+        ax.legend(fontsize=7.5, framealpha=0.7)
     for ax in axes[len(shown) :]:
         ax.set_axis_off()
     figure.suptitle(title, fontsize=11)
@@ -192,9 +193,10 @@ def plot_label_hessian(
         )
     agreement = pair_agreement(learned, correlation)
     chosen = _similar_together(correlation, _strongest(correlation, most))
-    figure = Figure(figsize=(2.6 + 0.42 * len(chosen), 2.2 + 0.21 * len(chosen)))
+    side = max(0.22 * len(chosen), 2.0)
+    figure = Figure(figsize=(2 * side + 3.4, side + 2.2), layout="constrained")
     left, right = figure.subplots(1, 2)
-    labels = [_short(names[label]) for label in chosen.tolist()]
+    labels = [_short(names[int(label)]) for label in chosen]
     for ax, matrix, caption in (
         (left, learned, "Energy: minus its Hessian in y"),
         (right, correlation, "Data: correlation of labels"),
@@ -202,7 +204,7 @@ def plot_label_hessian(
         _draw_matrix(ax, matrix[np.ix_(chosen, chosen)], labels)
         ax.set_title(caption, fontsize=10)
     right.set_yticklabels([])
-    pairs = f"correlation over all pairs of {len(names)} labels: {agreement:.2f}"
+    pairs = f"the two agree with r = {agreement:.2f} over all pairs of {len(names)} labels"
     figure.suptitle(f"{title}\n{pairs}" if title else pairs, fontsize=11)
     return _save(figure, path)
 
@@ -234,13 +236,15 @@ def _series(history: Sequence[Record], key: str) -> list[tuple[int, float]]:
 
 
 def _draw_panel(ax: Axes, panel: Panel, history: Sequence[Record]) -> None:
-    least = np.inf
+    drawn = 0
     for index, (key, name) in enumerate(panel.figures.items()):
         points = _series(history, key)
+        if panel.logarithmic:  # a norm of zero is one that was not computed
+            points = [(epoch, value) for epoch, value in points if value > 0]
         if not points:
             continue
+        drawn += len(points)
         epochs, values = zip(*points, strict=True)
-        least = min(least, min(values))
         ax.plot(
             epochs,
             values,
@@ -251,11 +255,13 @@ def _draw_panel(ax: Axes, panel: Panel, history: Sequence[Record]) -> None:
             marker="o" if len(points) < 12 else None,
             markersize=3,
         )
-    if panel.logarithmic and least > 0:
+    if panel.logarithmic and drawn:
         ax.set_yscale("log")
     ax.set_title(panel.title, fontsize=10)
     ax.set_xlabel("epoch", fontsize=9)
-    ax.tick_params(labelsize=8)
+    ax.tick_params(which="both", labelsize=8)
+    # The same epochs in every panel, whenever its figures begin.
+    ax.set_xlim(history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5)
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.grid(alpha=0.25)
     ax.spines[["top", "right"]].set_visible(False)
@@ -285,7 +291,9 @@ def _mark(ax: Axes, history: Sequence[Record], best_epoch: int | None) -> None:
                 color="0.35",
             )
     if best_epoch is not None:
-        ax.axvline(best_epoch, color="0.3", linewidth=0.9, linestyle=(0, (2, 2)), label="best")
+        ax.axvline(
+            best_epoch, color="0.3", linewidth=0.9, linestyle=(0, (2, 2)), label="best epoch"
+        )
 
 
 def _strongest(correlation: NDArray[np.float64], most: int) -> NDArray[np.intp]:
@@ -311,7 +319,8 @@ def _similar_together(
 
 def _draw_matrix(ax: Axes, matrix: NDArray[np.float64], labels: Sequence[str]) -> None:
     values = matrix.copy()
-    np.fill_diagonal(values, np.nan)  # white: neither matrix says anything there
+    np.fill_diagonal(values, np.nan)  # grey: neither matrix says anything there
+    ax.set_facecolor("0.8")
     # The largest pair would leave all others pale: colours saturate for the top percent of them.
     limit = float(np.nanquantile(np.abs(values), 0.99)) or 1.0
     image = ax.imshow(values, cmap=_DIVERGING, vmin=-limit, vmax=limit)
@@ -330,6 +339,5 @@ def _short(name: str, most: int = 18) -> str:
 
 def _save(figure: Figure, path: str | os.PathLike[str]) -> Path:
     FigureCanvasAgg(figure)
-    figure.tight_layout()
     figure.savefig(path, dpi=150)
     return Path(path)

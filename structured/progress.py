@@ -44,7 +44,7 @@ class ProgressBar:
         stream: TextIO | None = None,
     ) -> None:
         out: TextIO = sys.stderr if stream is None else stream
-        self._validation = ""
+        self._validation: list[str] = []
         self._bar = tqdm(
             desc=title,
             total=steps,
@@ -53,6 +53,7 @@ class ProgressBar:
             disable=not (out.isatty() if show is None else show),
             file=out,
             dynamic_ncols=True,
+            bar_format="{desc}: {percentage:3.0f}%|{bar:10}| {elapsed}<{remaining}{postfix}",
         )
 
     def __enter__(self) -> ProgressBar:
@@ -64,13 +65,13 @@ class ProgressBar:
     def step(self, epoch: int, phase: str, figures: Mapping[str, float]) -> None:
         """Move on by a step and show its figures, and the last ones on validation."""
         shown = [f"{name} {figures[key]:.3g}" for key, name in SHOWN.items() if key in figures]
-        text = ", ".join([f"epoch {epoch} ({phase})", *shown])
-        self._bar.set_postfix_str(f"{text}{self._validation}", refresh=False)
+        text = ", ".join([f"epoch {epoch} ({phase})", *self._validation, *shown])
+        self._bar.set_postfix_str(text, refresh=False)
         self._bar.update()
 
     def epoch(self, text: str) -> None:
-        """Show this behind the figures of every step from now on."""
-        self._validation = f" | {text}"
+        """Show this before the figures of every step from now on."""
+        self._validation = [text]
 
     def say(self, text: str) -> bool:
         """Print a line above the bar; return False, with nothing printed, if none is shown."""

@@ -1,4 +1,4 @@
-"""A program for test_training: one run, killed at every kind of place and resumed, to its end.
+"""A program for test_training: runs killed at every kind of place and resumed, to their end.
 
 Torch is imported once; each attempt is a child process that goes on with the run and kills itself
 (SIGKILL, as the system would) at the given place. The last attempt reaches the end.
@@ -104,17 +104,18 @@ def _arrange(method: Method, place: str, count: int) -> None:
         learner.step = counted(learner.step)
 
 
-def main(method: str, folder: Path) -> None:
+def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    run(method, None)  # what is done once in a process is done before it is forked
-    for place in PLACES:
-        assert _attempt(method, folder, place) == -signal.SIGKILL, place
-    rng = random.Random(method)
-    for _ in range(4):  # and wherever it happens to be; a fast machine may reach the end
-        status = _attempt(method, folder, ("time", rng.randrange(10, 80)))
-        assert status in (0, -signal.SIGKILL), status
-    assert _attempt(method, folder, None) == 0
+    for method in METHODS:
+        run(method, None)  # what is done once in a process is done before it is forked
+        for place in PLACES:
+            assert _attempt(method, folder / method, place) == -signal.SIGKILL, place
+        rng = random.Random(method)
+        for _ in range(4):  # and wherever it happens to be; a fast machine may reach the end
+            status = _attempt(method, folder / method, ("time", rng.randrange(10, 80)))
+            assert status in (0, -signal.SIGKILL), status
+        assert _attempt(method, folder / method, None) == 0
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(Path(sys.argv[1]))

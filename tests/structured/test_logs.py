@@ -22,7 +22,7 @@ ROWS = st.lists(
 
 
 @given(rows=ROWS, data=st.data())
-@settings(max_examples=60)
+@settings(max_examples=30)
 def test_a_log_taken_up_again_at_any_row_becomes_the_same_file(
     rows: list[dict[str, float]], data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

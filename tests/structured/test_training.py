@@ -85,12 +85,12 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], d
     return outcome
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_a_run_killed_at_every_kind_of_place_ends_with_the_same_bits(
-    method: str, tmp_path: Path, uninterrupted: Callable[[str], dict[str, Any]]
-) -> None:
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the runs are that another process killed and resumed; one folder per method."""
+    folder = tmp_path_factory.mktemp("killed")
     found = subprocess.run(
-        [sys.executable, str(HERE / "_killed_run.py"), method, str(tmp_path / "run")],
+        [sys.executable, str(HERE / "_killed_run.py"), str(folder)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
@@ -98,7 +98,14 @@ def test_a_run_killed_at_every_kind_of_place_ends_with_the_same_bits(
         check=False,
     )
     assert found.returncode == 0, found.stderr
-    assert _outcome(tmp_path / "run") == uninterrupted(method)
+    return folder
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_killed_at_every_kind_of_place_ends_with_the_same_bits(
+    method: str, killed: Path, uninterrupted: Callable[[str], dict[str, Any]]
+) -> None:
+    assert _outcome(killed / method) == uninterrupted(method)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -263,12 +270,9 @@ def _scripted(
 ) -> RunResult:
     """With one label, always present, the cross-entropy is minus the logarithm of the value."""
     config = TrainConfig(
-        epochs=len(values),
-        batch_size=2,
-        monitor="cross_entropy",
-        device="cpu",
-        **({"patience": 2} | options),
+        epochs=len(values), batch_size=2, patience=2, monitor="cross_entropy", device="cpu"
     )
+    config = replace(config, **options)
     method = Scripted(tuple(values), tuple(phases))
     return train(method, ONE_LABEL, ONE_LABEL, config, model=MODEL)
 
@@ -492,5 +496,5 @@ def test_a_bar_is_shown_on_a_terminal_and_nowhere_else(
             assert bar.say("done") is expected
         text = stream.getvalue()
         assert ("cross-entropy: 100%" in text) is expected
-        assert ("epoch 1 (joint), CE 0.125 | f1 0.5" in text) is expected
+        assert ("epoch 1 (joint), f1 0.5, CE 0.125" in text) is expected
         assert "unknown" not in text
