@@ -66,11 +66,15 @@ def jvp(
     with torch.enable_grad():
         cotangent = torch.zeros_like(like).requires_grad_()
         pulled = vjp(restricted, chosen, cotangent)
-        terms = [(p * t).sum() for p, t in zip(pulled, along, strict=True) if p is not None]
-        total = torch.stack(terms).sum()
-        if not total.requires_grad:
+        pairs = [
+            (p, t) for p, t in zip(pulled, along, strict=True) if p is not None and p.requires_grad
+        ]
+        if not pairs:
             return torch.zeros_like(like)
-        return torch.autograd.grad(total, cotangent, create_graph=True, materialize_grads=True)[0]
+        outputs, weights = zip(*pairs, strict=True)
+        return torch.autograd.grad(
+            outputs, cotangent, weights, create_graph=True, materialize_grads=True
+        )[0]
 
 
 def gradient(
@@ -153,12 +157,13 @@ def _custom_functions(value: Tensor) -> list[Any]:
 
 
 def _nodes(value: Tensor) -> set[Any]:
-    pending, seen = [value.grad_fn], set()
+    seen: set[Any] = set() if value.grad_fn is None else {value.grad_fn}
+    pending = list(seen)
     while pending:
-        node = pending.pop()
-        if node is not None and node not in seen:
-            seen.add(node)
-            pending.extend(following for following, _ in node.next_functions)
+        for node, _ in pending.pop().next_functions:
+            if node is not None and node not in seen:
+                seen.add(node)
+                pending.append(node)
     return seen
 
 
@@ -168,11 +173,12 @@ def pull_rows(output: Tensor, sources: Sequence[Tensor], rows: Tensor) -> Tensor
     The graph is kept. All rows go through it at once; one by one where something in it cannot be
     batched, such as a custom function that applies another, or a checkpoint that replays dropout.
     """
-    if rows.shape[0] > 1:
-        try:
-            return _pull(output, sources, rows, batched=True)
-        except RuntimeError:
-            pass  # what is no matter of batching comes up again below
+    if rows.shape[0] == 1:
+        return _pull(output, sources, rows, batched=False)
+    try:
+        return _pull(output, sources, rows, batched=True)
+    except RuntimeError:
+        pass  # what is no matter of batching comes up again below
     return torch.cat([_pull(output, sources, row.unsqueeze(0), batched=False) for row in rows])
 
 
@@ -185,7 +191,8 @@ def _pull(output: Tensor, sources: Sequence[Tensor], rows: Tensor, batched: bool
         materialize_grads=True,
         is_grads_batched=batched,
     )
-    return torch.cat([leaf.reshape(rows.shape[0], -1) for leaf in found], dim=1)
+    count = rows.shape[0]
+    return torch.cat([leaf.reshape(count, -1) for leaf in found], dim=1)
 
 
 def _functional(

@@ -64,6 +64,7 @@ class Condition:
             x: ``[*batch, n]``.
             params: what else the field depends on.
         """
+        _transforms.refuse_legacy_vmap(b)
         n = x.shape[-1]
 
         def field(point: Tensor) -> Tensor:

@@ -44,17 +44,12 @@ def alive(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def refuse(name: str, *trees: Any) -> None:
-    """Refuse tensors that a transform has wrapped, for functions that no transform can enter."""
-    if not active():
-        return
-    for leaf in pytree.tree_leaves(trees):
-        if isinstance(leaf, Tensor) and _functorch.is_functorch_wrapped_tensor(leaf):
-            raise TransformError(
-                f"{name} reads convergence off the numbers, which torch.func transforms hide. Use "
-                "bilevel.argmin, bilevel.root or bilevel.fixed_point inside a transform, or solve "
-                "several right-hand sides as columns [n, k]."
-            )
+def wrapped(*trees: Any) -> bool:
+    """Whether a transform at work has wrapped a tensor of these trees."""
+    return active() and any(
+        isinstance(leaf, Tensor) and _functorch.is_functorch_wrapped_tensor(leaf)
+        for leaf in pytree.tree_leaves(trees)
+    )
 
 
 def refuse_inside(name: str) -> None:
@@ -63,6 +58,15 @@ def refuse_inside(name: str) -> None:
         raise TransformError(
             f"{name} cannot be used inside torch.func transforms: it differentiates by itself. "
             "Call it outside; bilevel.argmin, root, fixed_point and implicit_grad work inside."
+        )
+
+
+def refuse_legacy_vmap(tensor: Tensor) -> None:
+    """Refuse the older ``vmap`` of ``torch.autograd``, which custom functions cannot enter."""
+    if _functorch.is_legacy_batchedtensor(tensor):
+        raise TransformError(
+            "is_grads_batched=True and torch.autograd.functional with vectorize=True are not "
+            "carried by implicit functions. Use torch.func: vmap, jacrev, jacfwd, hessian."
         )
 
 

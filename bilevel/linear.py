@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from bilevel import _transforms
-from bilevel.errors import ConvergenceWarning, InputError, NonFiniteError, SolveError, outside
+from bilevel._closures import follows
+from bilevel.errors import (
+    ConvergenceWarning,
+    InputError,
+    NonFiniteError,
+    SolveError,
+    TransformError,
+    outside,
+)
 from bilevel.operators import LinearOperator, as_rows, facts
 from bilevel.solution import ColumnStats, Result, Solution, State, Stats
 from bilevel.solvers.auto import Auto
@@ -69,7 +77,7 @@ def solve(
             f"operator is a {type(operator).__name__}; wanted a LinearOperator "
             "(bilevel.Matrix wraps a tensor, bilevel.from_scipy a SciPy operator)."
         )
-    _transforms.refuse("bilevel.solve", b, initial)
+    _refuse_transforms(operator, b, initial)
     rows, back = as_rows(operator, b, "b")
     if rows.requires_grad:
         raise InputError(
@@ -209,20 +217,19 @@ def _solve(
 
     answer = progress.value
     curvature = torch.minimum(outcome.curvature, _curvature_along(answer, rhs, progress, size))
-    figures = torch.stack(
-        [
-            progress.iterations.double(),
-            progress.flag.double(),
-            progress.norm.double(),
-            size.double(),
-            target.double(),
-            curvature.double(),
-            scale.double(),
-            _largest(answer).double(),
-        ],
-        dim=1,
+    figures = (
+        progress.iterations,
+        progress.flag,
+        progress.norm,
+        size,
+        target,
+        curvature,
+        scale,
+        _largest(answer),
     )
-    columns = tuple(_column(row, asked, budget) for row in figures.tolist())
+    wide = torch.promote_types(rows.dtype, torch.float32)  # half precision cannot count to 500
+    table = torch.stack([figure.to(wide) for figure in figures], dim=1)
+    columns = tuple(_column(row, asked, budget) for row in table.tolist())
     stats = _stats(columns, operator.products, _extremes(outcome))
     return Solution(answer * column(scale), _worst(columns), stats, dict(state))
 
@@ -342,6 +349,21 @@ def _nothing_to_solve(rows: Tensor, state: State | None) -> Solution:
     zero = ColumnStats(Result.SUCCESS, 0, 0.0, 0.0, None)
     columns = (zero,) * rows.shape[0]
     return Solution(torch.zeros_like(rows), Result.SUCCESS, _stats(columns, 0, None), state or {})
+
+
+def _refuse_transforms(operator: LinearOperator, b: Any, initial: Any) -> None:
+    if not _transforms.active():
+        return
+    # The operator may close over what a transform follows: one product tells.
+    zeros = torch.zeros(
+        operator.batch or 1, operator.size, dtype=operator.dtype, device=operator.device
+    )
+    if _transforms.wrapped(b, initial) or follows(operator.rows(zeros)):
+        raise TransformError(
+            "bilevel.solve reads convergence off the numbers, which torch.func transforms hide. "
+            "Use bilevel.argmin, root or fixed_point inside a transform, or solve several "
+            "right-hand sides as columns [n, k]."
+        )
 
 
 def _require_finite(tensor: Tensor, argument: str) -> None:
