@@ -21,6 +21,9 @@ Place = tuple[Any, Any]
 # Longer containers hold data, not modules; looking through them would cost more than the gradient.
 _LONGEST_SEARCHED = 1000
 
+_CONTAINERS = (list, tuple, dict)
+_PLAIN = (str, int, float, bytes, type(None), type, Tensor)  # nothing hangs from these
+
 
 class Guard:
     """Evaluates user functions under one remembered state of the random generators.
@@ -102,7 +105,7 @@ def _search(roots: Sequence[Any]) -> tuple[list[torch.nn.Module], list[Any]]:
     seen: dict[int, Any] = {}  # holds what it has seen, so that no id is given out again
     while pending:
         item = pending.pop()
-        if id(item) in seen or isinstance(item, Tensor | type | str | bytes | int | float):
+        if id(item) in seen or isinstance(item, _PLAIN):
             continue
         seen[id(item)] = item
         if isinstance(item, torch.nn.Module):
@@ -113,7 +116,7 @@ def _search(roots: Sequence[Any]) -> tuple[list[torch.nn.Module], list[Any]]:
             pending.extend((item.__func__, item.__self__))
         elif isinstance(item, functools.partial):
             pending.extend((item.func, item.args, item.keywords))
-        elif isinstance(item, list | tuple | dict):
+        elif isinstance(item, _CONTAINERS):
             if len(item) <= _LONGEST_SEARCHED:
                 pending.extend(item.values() if isinstance(item, dict) else item)
                 if not isinstance(item, tuple):

@@ -176,18 +176,18 @@ class CurvatureTrack:
     """
 
     def __init__(self, rows: Tensor) -> None:
-        self._seen = [rows.new_full((rows.shape[0],), math.inf)]
+        nothing = rows.new_zeros(rows.shape[0])
+        self._seen = [(nothing, nothing, nothing > 0)]
         self._noise = 16 * torch.finfo(rows.dtype).eps
 
-    def note(self, along: Tensor, square: Tensor, active: Tensor) -> Tensor:
-        """``p'Ap / p'p`` of the rows still at work, infinite for the others; kept for later."""
-        curvature = torch.where(active, along / square, math.inf)
-        self._seen.append(curvature)
-        return curvature
+    def note(self, along: Tensor, square: Tensor, active: Tensor) -> None:
+        """Take note of ``p'Ap`` and ``p'p``, ``[k]`` each, of the rows still at work."""
+        self._seen.append((along, square, active))
 
     def read(self) -> tuple[Tensor, Tensor, Tensor]:
         """The smallest seen, and which rows met a negative and which a zero curvature."""
-        seen = torch.stack(self._seen)
+        along, square, active = map(torch.stack, zip(*self._seen, strict=True))
+        seen = torch.where(active, along / square, math.inf)
         largest = torch.where(seen.isinf(), 0.0, seen).abs().amax(0)
         smallest = settled(seen.amin(0), largest, self._noise)
         return smallest, smallest < 0, smallest == 0

@@ -82,7 +82,9 @@ class CG(Iterative):
                 break
             ap = operator.rows(p)
             pap = dot(p, ap)
-            curvature = track.note(pap, dot(p, p), active)
+            square = dot(p, p)
+            track.note(pap, square, active)
+            curvature = pap / square
             largest = torch.maximum(largest, curvature)
             active = active & (curvature > rounding * largest)
             alpha = torch.where(active, rz / pap, 0.0)
