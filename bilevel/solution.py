@@ -30,8 +30,9 @@ class Result(enum.Enum):
         "preconditioner, or loosen rtol."
     )
     STAGNATED = (
-        "The residual stopped falling above the tolerance: rounding, or products that are not "
-        "exact (finite differences), set a floor. Loosen rtol, use float64, or another hvp."
+        "The residual stopped falling above the tolerance: rounding, products that are not exact "
+        "(finite differences), a restart too short or a state kept from another operator set a "
+        "floor. Loosen rtol, use float64 or another hvp, raise restart, or prepare anew (no state)."
     )
     NEGATIVE_CURVATURE = (
         "A direction of negative curvature was met (p'Ap < 0), which this solver cannot pass: the "
@@ -50,8 +51,8 @@ class Result(enum.Enum):
     DIVERGED = (
         "The residual grew beyond that of a zero solution. For Neumann, step * largest eigenvalue "
         'must stay below 2 (use step="auto" or a smaller step); for Chebyshev the bounds must hold '
-        "the spectrum; for ScaledIdentity, lower the scale; for Nystrom, raise the rank or rho; a state kept from another operator may "
-        "have aged."
+        "the spectrum; for ScaledIdentity, lower the scale; for Nystrom, raise the rank or rho; a "
+        "state kept from another operator may have aged."
     )
     NON_FINITE = (
         "A NaN or an infinity appeared in a product or in the solution. Look at the objective near "

@@ -108,6 +108,7 @@ class GMRES(Iterative):
         basis = r.new_zeros(k, length + 1, n)
         hessenberg = r.new_zeros(k, length + 1, length)
         basis[:, 0] = _normalised(r, norm)
+        rotations = _Rotations(hessenberg)
         every = check_interval(r.device)
         steps = 0
         for j in range(length):
@@ -115,20 +116,46 @@ class GMRES(Iterative):
             before = torch.linalg.vector_norm(w, dim=1)
             known = basis[:, : j + 1]
             for _ in range(2):
-                overlap = torch.einsum("kjn,kn->kj", known, w)
-                w = w - torch.einsum("kjn,kj->kn", known, overlap)
-                hessenberg[:, : j + 1, j] += overlap
+                overlap = torch.bmm(known, w.unsqueeze(2))
+                w = w - torch.bmm(overlap.mT, known).squeeze(1)
+                hessenberg[:, : j + 1, j] += overlap.squeeze(2)
             size = torch.linalg.vector_norm(w, dim=1)
             # An exhausted Krylov space leaves only rounding: a zero vector ends this row.
             size = torch.where(size > 16 * torch.finfo(w.dtype).eps * before, size, 0.0)
             hessenberg[:, j + 1, j] = size
             basis[:, j + 1] = _normalised(w, size)
             steps = j + 1
-            if steps % every == 0 and bool((_residual(hessenberg, steps, norm) <= target).all()):
+            residual = norm * rotations.turn(hessenberg[:, :, j], j)
+            if steps % every == 0 and bool((residual <= target).all()):
                 break
         weights = _least_squares(hessenberg, steps, norm)
-        correction = torch.einsum("kjn,kj->kn", basis[:, :steps], weights)
+        correction = torch.bmm(weights.unsqueeze(1), basis[:, :steps]).squeeze(1)
         return correction, _wide(hessenberg, steps)
+
+
+class _Rotations:
+    """The plane rotations that turn growing Hessenberg matrices triangular, as one product each.
+
+    Reference:
+        Saad and Schultz, 1986, section 3.2: the residual falls out of them at every step.
+    """
+
+    def __init__(self, hessenberg: Tensor) -> None:
+        size = hessenberg.shape[1]
+        one = torch.eye(size, dtype=hessenberg.dtype, device=hessenberg.device)
+        self._product = one.repeat(hessenberg.shape[0], 1, 1)
+
+    def turn(self, entries: Tensor, j: int) -> Tensor:
+        """Take in column j ``[k, m + 1]``; returns the relative residual of each row ``[k]``."""
+        turned = torch.bmm(self._product, entries.unsqueeze(2)).squeeze(2)
+        above, below = turned[:, j], turned[:, j + 1]
+        radius = torch.hypot(above, below)
+        cosine = torch.where(radius > 0, above / radius, 1.0).unsqueeze(1)
+        sine = torch.where(radius > 0, below / radius, 0.0).unsqueeze(1)
+        first, second = self._product[:, j].clone(), self._product[:, j + 1].clone()
+        self._product[:, j] = cosine * first + sine * second
+        self._product[:, j + 1] = cosine * second - sine * first
+        return self._product[:, j + 1, 0].abs()
 
 
 def _normalised(rows: Tensor, norm: Tensor) -> Tensor:
@@ -158,11 +185,3 @@ def _wide(hessenberg: Tensor, steps: int) -> Tensor:
     """The part in use, in single precision at least: there are no half-precision factorizations."""
     used = finite(hessenberg[:, : steps + 1, :steps])
     return used.to(torch.promote_types(used.dtype, torch.float32))
-
-
-def _residual(hessenberg: Tensor, steps: int, norm: Tensor) -> Tensor:
-    """Residual norm of the least-squares problem for each row, ``[k]``."""
-    fit = hessenberg[:, : steps + 1, :steps] @ _least_squares(hessenberg, steps, norm).unsqueeze(-1)
-    gap = -fit.squeeze(-1)
-    gap[:, 0] += norm
-    return torch.linalg.vector_norm(gap, dim=1)
