@@ -20,7 +20,7 @@ from bilevel.errors import (
     TransformError,
     outside,
 )
-from bilevel.operators import LinearOperator, as_rows, facts
+from bilevel.operators import LinearOperator, as_rows, described, facts
 from bilevel.solution import ColumnStats, Result, Solution, State, Stats
 from bilevel.solvers.auto import Auto
 from bilevel.solvers.base import FLAGS, OK, Outcome, Solver, column, dot
@@ -108,6 +108,11 @@ def solve_rows(
         )
     if operator.batch is not None and rows.shape[0] != operator.batch:
         raise InputError(f"{rows.shape[0]} right-hand sides for a batch of {operator.batch}.")
+    if state is not None and not isinstance(state, dict):
+        raise InputError(
+            f"state is {described(state)}; wanted the dict of tensors of an earlier solve "
+            "(Solution.state), or None."
+        )
     with torch.no_grad():
         solution = _solve(_Counted(operator, len(rows)), rows, solver, initial, state)
     if not solution.result.ok:

@@ -94,6 +94,12 @@ def test_the_state_of_another_solver_is_named(maker: bilevel.Solver, user: bilev
         bilevel.solve(A, normal(4, seed=1), user, state=maker.init(A))
 
 
+@pytest.mark.parametrize("state", [[torch.ones(2)], bilevel.solve(diagonal(1.0), vector(1.0))])
+def test_what_is_no_state_is_refused(state: Any) -> None:
+    with pytest.raises(bilevel.InputError, match=r"state is a .*wanted the dict"):
+        bilevel.solve(diagonal(1.0, 2.0), vector(1.0, 2.0), bilevel.Exact(), state=state)
+
+
 @pytest.mark.parametrize("name", STATEFUL)
 def test_the_state_after_a_zero_right_hand_side_can_be_passed_on(name: str) -> None:
     solver, _ = STATEFUL[name]
