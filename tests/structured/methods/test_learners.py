@@ -44,6 +44,11 @@ PRIMARIES = (Margin(), ContrastiveDivergence(4), Value())
 STEPS = 4
 
 
+def implicit(**options: Any) -> Implicit:
+    """The method with a step on the energy on every minibatch, unless said otherwise."""
+    return Implicit(**{"outer_every": 1, "energy_start": "cross_entropy", **options})
+
+
 def batches(count: int = STEPS, seed: int = 0) -> list[tuple[Tensor, Tensor]]:
     generator = torch.Generator().manual_seed(seed)
     return [
@@ -93,7 +98,7 @@ def test_cross_entropy_learns_and_predicts_without_dropout() -> None:
 def test_a_method_without_an_energy_and_one_with_a_frozen_one_take_equal_steps() -> None:
     """The joint phase with the energy's weight gone is cross-entropy training, mask for mask."""
     plain = start(CrossEntropy(lr=1e-2))
-    pretraining = start(Implicit(pretrain_epochs=5, pretrain_lr=1e-2))
+    pretraining = start(implicit(pretrain_epochs=5, pretrain_lr=1e-2))
     for x, y in batches():
         plain.step(x, y)
         pretraining.step(x, y)
@@ -103,7 +108,7 @@ def test_a_method_without_an_energy_and_one_with_a_frozen_one_take_equal_steps()
 @pytest.mark.parametrize("gradient", GRADIENTS)
 @pytest.mark.parametrize("primary", PRIMARIES, ids=lambda primary: primary.name)
 def test_every_figure_of_every_step_is_finite(gradient: Any, primary: Any) -> None:
-    learner = start(Implicit(primary=primary, gradient=gradient, pretrain_epochs=1))
+    learner = start(implicit(primary=primary, gradient=gradient, pretrain_epochs=1))
     *_, pretrained = run(learner, 1)
     assert set(pretrained) == {"cross_entropy", "energy_cross_entropy"}
     for figures in run(learner, 2):
@@ -129,7 +134,7 @@ def test_switching_the_gradient_changes_neither_noise_nor_steps_on_the_network(
 ) -> None:
     learners = {
         gradient: start(
-            Implicit(
+            implicit(
                 primary=primary,
                 gradient=gradient,
                 pretrain_epochs=1,
@@ -155,21 +160,21 @@ def test_switching_the_gradient_changes_neither_noise_nor_steps_on_the_network(
 
 def test_the_first_step_on_the_network_is_the_same_and_the_first_on_the_energy_is_not() -> None:
     options: dict[str, Any] = {"primary": Value(), "pretrain_epochs": 0, "unroll_rate": 0.5}
-    learners = [start(Implicit(gradient=gradient, **options)) for gradient in GRADIENTS]  # pyright: ignore[reportArgumentType]
+    learners = [start(implicit(gradient=gradient, **options)) for gradient in GRADIENTS]
     for learner in learners:
         learner.step(*batches(1)[0])
-    direct, implicit, unrolled = (learner.models for learner in learners)
-    assert same(direct.network, implicit.network)
+    direct, through, unrolled = (learner.models for learner in learners)
+    assert same(direct.network, through.network)
     assert same(direct.network, unrolled.network)
-    assert not same(direct.energy, implicit.energy)
+    assert not same(direct.energy, through.energy)
     assert not same(direct.energy, unrolled.energy)
-    assert not same(implicit.energy, unrolled.energy)
+    assert not same(through.energy, unrolled.energy)
 
 
 def test_with_plain_steps_the_unrolled_gradient_is_that_of_the_steps_really_taken() -> None:
     rate, steps = 0.2, 3
     config = ModelConfig((8,), 0.0, 0.0, "tanh", (6,), "tanh", 3)
-    method = Implicit(
+    method = implicit(
         primary=Value(),
         gradient="unrolled",
         inner_optimizer="sgd",
@@ -193,7 +198,7 @@ def test_with_plain_steps_the_unrolled_gradient_is_that_of_the_steps_really_take
 
 
 def test_phases_follow_one_another_and_direct_epochs_come_before_implicit_ones() -> None:
-    learner = start(Implicit(primary=Value(), pretrain_epochs=1, implicit_after=2))
+    learner = start(implicit(primary=Value(), pretrain_epochs=1, implicit_after=2))
     seen = []
     for _ in range(5):
         seen.append(learner.phase)
@@ -205,7 +210,7 @@ def test_phases_follow_one_another_and_direct_epochs_come_before_implicit_ones()
 
 
 def test_between_steps_on_the_energy_the_network_alone_moves() -> None:
-    learner = start(Implicit(primary=Value(), pretrain_epochs=0, outer_every=3))
+    learner = start(implicit(primary=Value(), pretrain_epochs=0, outer_every=3))
     moved = []
     for x, y in batches(6):
         before = copy.deepcopy(learner.models)
@@ -218,8 +223,8 @@ def test_between_steps_on_the_energy_the_network_alone_moves() -> None:
 
 SAVED = {
     "cross-entropy": CrossEntropy(lr=1e-2),
-    "implicit": Implicit(primary=ContrastiveDivergence(3), pretrain_epochs=1, warm_start=True),
-    "state of the solver": Implicit(
+    "implicit": implicit(primary=ContrastiveDivergence(3), pretrain_epochs=1, warm_start=True),
+    "state of the solver": implicit(
         primary=Value(),
         pretrain_epochs=1,
         solver=bilevel.Neumann(3),
@@ -227,8 +232,8 @@ SAVED = {
         implicit_after=1,
         outer_every=2,
     ),
-    "unrolled": Implicit(gradient="unrolled", pretrain_epochs=1, inner_steps=2, max_norm=0.1),
-    "direct, plain steps": Implicit(gradient="direct", pretrain_epochs=0, inner_optimizer="sgd"),
+    "unrolled": implicit(gradient="unrolled", pretrain_epochs=1, inner_steps=2, max_norm=0.1),
+    "direct, plain steps": implicit(gradient="direct", pretrain_epochs=0, inner_optimizer="sgd"),
 }
 
 
@@ -254,7 +259,7 @@ def test_a_restored_learner_goes_on_bit_for_bit(method: Method, epochs: int, mor
 
 @pytest.mark.parametrize("epochs", [0, 2])
 def test_a_state_that_does_not_fit_is_refused_whole(epochs: int) -> None:
-    method = Implicit(primary=Value(), pretrain_epochs=1)
+    method = implicit(primary=Value(), pretrain_epochs=1)
     learner = start(method)
     run(learner, epochs)
     before, figures = copy.deepcopy(learner.state_dict()), None
@@ -287,7 +292,7 @@ def test_a_solver_is_prepared_once_an_epoch_unless_said_otherwise(
         return gradient, info
 
     monkeypatch.setattr(bilevel.ImplicitProblem, "implicit_grad", counted)
-    method = Implicit(
+    method = implicit(
         primary=Value(), pretrain_epochs=0, solver=bilevel.Neumann(3), reuse_state=reuse
     )
     run(start(method), 1)
@@ -296,21 +301,21 @@ def test_a_solver_is_prepared_once_an_epoch_unless_said_otherwise(
 
 def test_a_divergent_solver_is_noticed_and_said() -> None:
     learner = start(
-        Implicit(primary=Value(), pretrain_epochs=0, solver=bilevel.Neumann(4, step=500.0))
+        implicit(primary=Value(), pretrain_epochs=0, solver=bilevel.Neumann(4, step=500.0))
     )
     figures = learner.step(*batches(1)[0])
     assert figures["trust"] == 0.0
     assert "The implicit term cannot be trusted: the linear solve ended as DIVERGED" in (
         learner.notice
     )
-    calm = start(Implicit(primary=Value(), pretrain_epochs=0))
+    calm = start(implicit(primary=Value(), pretrain_epochs=0))
     assert calm.step(*batches(1)[0])["trust"] == 1.0
     assert calm.notice == ""
 
 
 def test_an_energy_that_starts_from_the_network_has_minus_its_logits_for_unaries() -> None:
     config = ModelConfig(hidden=(8,), energy_hidden=None, energy_activation=None)
-    learner = start(Implicit(pretrain_epochs=1, energy_start="network", outer_lr=0.0), config)
+    learner = start(implicit(pretrain_epochs=1, energy_start="network", outer_lr=0.0), config)
     run(learner, 1)
     network = copy.deepcopy(learner.models.network).eval()
     learner.step(*batches(1)[0])
@@ -327,7 +332,7 @@ def test_an_energy_that_starts_from_the_network_has_minus_its_logits_for_unaries
     ids=repr,
 )
 def test_a_sampler_without_a_path_leaves_no_implicit_term(sampler: Sampler) -> None:
-    learner = start(Implicit(primary=Value(), sampler=sampler, pretrain_epochs=0))
+    learner = start(implicit(primary=Value(), sampler=sampler, pretrain_epochs=0))
     figures = learner.step(*batches(1)[0])
     assert (figures["implicit_norm"] > 0.0) == sampler.passes_gradient
 
@@ -335,7 +340,7 @@ def test_a_sampler_without_a_path_leaves_no_implicit_term(sampler: Sampler) -> N
 def test_a_network_of_any_kind_will_do() -> None:
     models = build_models(6, 4, CONFIG, seed=0)
     plain = Models(models.space, nn.Linear(6, 4), models.energy)
-    learner = Implicit(primary=Value(), pretrain_epochs=1).learner(plain, steps_per_epoch=STEPS)
+    learner = implicit(primary=Value(), pretrain_epochs=1).learner(plain, steps_per_epoch=STEPS)
     assert run(learner, 2)[-1]["implicit_norm"] > 0.0
 
 
@@ -350,7 +355,7 @@ def test_the_method_trains_tags_and_masks_as_well() -> None:
     ]
     for models, cost, x, y in cases:
         for primary in PRIMARIES:
-            method = Implicit(primary=primary, cost=cost, pretrain_epochs=0, max_norm=1.0)
+            method = implicit(primary=primary, cost=cost, pretrain_epochs=0, max_norm=1.0)
             figures = method.learner(models, steps_per_epoch=1).step(x, y)
             assert all(math.isfinite(value) for value in figures.values())
 
@@ -358,7 +363,7 @@ def test_the_method_trains_tags_and_masks_as_well() -> None:
 def test_names_tell_methods_apart() -> None:
     assert CrossEntropy().name == "cross-entropy"
     assert Implicit().name == "implicit-margin"
-    method = Implicit(primary=ContrastiveDivergence(), gradient="direct")
+    method = implicit(primary=ContrastiveDivergence(), gradient="direct")
     assert method.name == "direct-contrastive-divergence"
 
 
@@ -382,10 +387,10 @@ def test_options_that_do_not_fit_are_refused() -> None:
         (soft, r"samples: found 4 with the sampler Soft\(\), whose candidates are all the same"),
     ]
     for options, message in cases:
-        refused(lambda options=options: Implicit(**options), message)
+        refused(lambda options=options: implicit(**options), message)
     refused(lambda: CrossEntropy(lr=0.0), "lr: found 0.0")
     models = build_models(6, 4, CONFIG, seed=0)
     bare = Models(models.space, models.network)
-    refused(lambda: Implicit().learner(bare, steps_per_epoch=1), "models: found no energy")
+    refused(lambda: implicit().learner(bare, steps_per_epoch=1), "models: found no energy")
     plain = Models(models.space, models.network, nn.Linear(1, 1))
-    refused(lambda: Implicit().learner(plain, steps_per_epoch=1), "Linear has no `unaries`")
+    refused(lambda: implicit().learner(plain, steps_per_epoch=1), "Linear has no `unaries`")

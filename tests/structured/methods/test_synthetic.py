@@ -55,6 +55,12 @@ def spread(rows: int, seed: int, outcomes: Sequence[Tensor]) -> Data:
     return x.repeat_interleave(y.shape[1], dim=0), y.flatten(end_dim=1)
 
 
+def implicit(**options: Any) -> Implicit:
+    """The method with a step on the energy on every minibatch."""
+    defaults = {"outer_every": 1, "pretrain_lr": 1e-2, "energy_start": "cross_entropy"}
+    return Implicit(**{**defaults, **options})
+
+
 def fit(method: Method, models: Models, data: Data, epochs: int) -> Models:
     x, y = data
     learner = method.learner(models, steps_per_epoch=-(-len(x) // 64), seed=1)
@@ -132,13 +138,12 @@ def test_an_energy_passes_the_cap_of_xor_and_nears_the_best_possible(
     gradient: Any, xor_data: tuple[Data, Data]
 ) -> None:
     training, (x, y) = xor_data
-    method = Implicit(
+    method = implicit(
         primary=ContrastiveDivergence(16),
         gradient=gradient,
         cost=costs.zero_one,
         ce_weight=4.0,
         pretrain_epochs=10,
-        pretrain_lr=1e-2,
         outer_lr=2e-2,
     )
     models = fit(method, build_models(3, 3, CONFIG, seed=1), training, 50)
@@ -188,12 +193,11 @@ def test_an_energy_passes_what_any_decoder_of_marginals_can_expect_in_f1() -> No
     found = probabilities(fit(CrossEntropy(lr=1e-2), models(), training, 20), x)
     for decoder in DECODERS:
         assert example_f1(decoder.fit(found, y).decode(found), y) <= cap + 0.02
-    method = Implicit(
+    method = implicit(
         primary=ContrastiveDivergence(16),
         cost=no_cost,
         ce_weight=4.0,
         pretrain_epochs=10,
-        pretrain_lr=1e-2,
         outer_lr=2e-2,
         energy_start="random",
     )
@@ -210,9 +214,7 @@ def test_where_labels_are_independent_no_energy_beats_cross_entropy(
 ) -> None:
     training, (x, y), baseline, best = independent
     assert baseline.mean() > best.mean() - 0.02  # nothing is left to be won
-    method = Implicit(
-        primary=primary, gradient=gradient, pretrain_epochs=15, pretrain_lr=1e-2, inner_lr=1e-3
-    )
+    method = implicit(primary=primary, gradient=gradient, pretrain_epochs=15, inner_lr=1e-3)
     models = fit(method, build_models(3, 5, CONFIG, seed=1), training, 20)
     for decoded in (ExpectedF1().decode(probabilities(models, x)), best_joint_f1(models, x)):
         gain = (1.0 - costs.soft_f1(decoded, y)) - baseline
