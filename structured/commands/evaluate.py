@@ -1,0 +1,93 @@
+"""`structured evaluate`: the scores of a trained model."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from structured.commands import options
+from structured.commands.inputs import Reading, open_data
+from structured.commands.output import print_json, print_table
+from structured.errors import DataError
+
+
+def evaluate(
+    run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            "-d",
+            metavar="DATA",
+            help="Score all rows of this data set or file, with the decoders as they were fitted "
+            "on the validation part of the run.",
+            show_default="the validation and the test part of the run",
+        ),
+    ] = None,
+    as_json: options.Json = False,
+    download: options.Download = True,
+    labels: options.LabelList = None,
+    n_features: options.NFeatures = None,
+    n_labels: options.NLabels = None,
+    features_from: options.FeaturesFrom = None,
+    labels_from: options.LabelsFrom = None,
+) -> None:
+    """Score a trained model under the three decoders.
+
+    The figures are example-F1, micro-F1, macro-F1, Hamming accuracy and subset accuracy.
+    """
+    import torch
+
+    from structured.commands.trained import columns, load_trained
+    from structured.evaluation import evaluate as evaluate_parts
+    from structured.evaluation import predict_probabilities, score
+
+    trained = load_trained(run)
+    if data is None:
+        _, validation, test = trained.source.parts(download=download)
+        parts = {"validation": validation, "test": test}
+        for part in parts.values():
+            if part.label_names != trained.label_names:
+                raise DataError(
+                    f"{trained.source.data} has other labels than the model was trained on; name "
+                    "the right data with --data"
+                )
+        found = evaluate_parts(
+            {
+                name: predict_probabilities(
+                    trained.models, trained.features(part.X, part.feature_names)
+                )
+                for name, part in parts.items()
+            },
+            {name: part.Y for name, part in parts.items()},
+            data=trained.evaluation.data,
+            split=trained.evaluation.split,
+            method=trained.evaluation.method,
+            seed=trained.evaluation.seed,
+        )
+    else:
+        reading = Reading(labels, n_features, n_labels, features_from, labels_from)
+        rows = open_data(data, reading, download=download)
+        probabilities = predict_probabilities(
+            trained.models, trained.features(rows.X, rows.feature_names)
+        )
+        chosen = columns(rows.label_names, trained.label_names, "label")
+        gold = torch.from_numpy(rows.Y[:, chosen].toarray()).float()
+        scores = {
+            name: score(decoder, probabilities, gold)
+            for name, decoder in trained.decoders().items()
+        }
+        found = replace(
+            trained.evaluation,
+            data=rows.name,
+            split="",
+            rows={"all": rows.n_rows},
+            scores={"all": scores},
+        )
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print_table(found.table())

@@ -1,0 +1,31 @@
+"""Results go to the standard output, everything else to the standard error stream."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+WIDTH = 120
+"""Columns of a table that goes to a file or a pipe, which have no width of their own."""
+
+
+def print_json(value: Any) -> None:
+    """Print plain values as indented JSON; not-a-number is refused, it is no JSON."""
+    print(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
+
+
+def print_table(table: Table) -> None:
+    """Print a `rich` table: in colour on a terminal, plain elsewhere."""
+    from rich.console import Console
+
+    terminal = sys.stdout.isatty()
+    Console(file=sys.stdout, width=None if terminal else WIDTH).print(table)
+
+
+def say(text: str) -> None:
+    """Tell the user something that is no result."""
+    print(text, file=sys.stderr, flush=True)

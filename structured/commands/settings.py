@@ -1,0 +1,162 @@
+"""From the options of a command to data, sizes and settings, and back from a run's folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from structured.commands.failures import UsageError, bad_usage
+from structured.commands.inputs import Reading, is_file, open_data, with_usable_split
+from structured.errors import CheckpointError
+from structured.presets import BASE, setting
+
+if TYPE_CHECKING:
+    from structured.data import MultiLabelData
+    from structured.models import ModelConfig
+    from structured.train_config import TrainConfig
+
+SETTING = "setting.json"
+"""The file of a run that says where its data are, so that they can be opened again."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where data come from and how they are split.
+
+    Args:
+        data: A known name or a file.
+        split: The name of the split.
+        validation_fraction: The share of the train part set aside if there is no validation part.
+        reading: The fields of `Reading`, as plain values.
+        n_features: Of the data.
+        feature_names: Of the data, or none.
+    """
+
+    data: str
+    split: str
+    validation_fraction: float
+    reading: Mapping[str, Any]
+    n_features: int
+    feature_names: tuple[str, ...]
+
+    def write(self, folder: Path) -> None:
+        """Write it into the folder of a run."""
+        from structured._atomic import write_atomically
+
+        text = json.dumps(asdict(self), indent=2)
+        write_atomically(folder / SETTING, f"{text}\n".encode())
+
+    @classmethod
+    def read(cls, folder: Path) -> Source:
+        """Return what `write` wrote.
+
+        Raises:
+            CheckpointError: The folder holds no run of the command line.
+        """
+        try:
+            values = json.loads((folder / SETTING).read_bytes())
+            return cls(**{**values, "feature_names": tuple(values["feature_names"])})
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(
+                f"{folder}: holds no finished run of `structured train` or `structured compare` "
+                f"({SETTING} is not there or damaged)"
+            ) from error
+
+    def parts(
+        self, *, download: bool = True
+    ) -> tuple[MultiLabelData, MultiLabelData, MultiLabelData]:
+        """Open the data again; return the parts train, validation and test."""
+        from structured.data import train_validation_test
+
+        labels = self.reading["labels"]
+        reading = Reading(**{**self.reading, "labels": None if labels is None else Path(labels)})
+        data, split = with_usable_split(
+            open_data(self.data, reading, download=download), self.split
+        )
+        return train_validation_test(data, split, fraction=self.validation_fraction)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a training command needs.
+
+    Args:
+        source: Where the data come from.
+        parts: Train, validation and test.
+        model: The sizes.
+        config: The settings.
+    """
+
+    source: Source
+    parts: tuple[MultiLabelData, MultiLabelData, MultiLabelData]
+    model: ModelConfig
+    config: TrainConfig
+
+
+def prepare(options: Mapping[str, Any]) -> Prepared:
+    """Open the data and make the configurations, from the options of `train` or `compare`.
+
+    Args:
+        options: By name; None stands for the default of the data set.
+
+    Raises:
+        DataError: The data cannot be used.
+        UsageError: A size or a setting does not fit.
+    """
+    from structured.data import train_validation_test
+    from structured.models import ModelConfig
+    from structured.train_config import TrainConfig
+
+    name = options["data"]
+    values = {
+        part: {key: _or_default(options.get(key), part, key, name) for key in BASE[part]}
+        for part in ("model", "training")
+    }
+    with bad_usage():
+        model = ModelConfig.from_dict(values["model"])
+        config = TrainConfig.from_dict({**values["training"], "seed": options["seed"]})
+        config.torch_device()
+    fields = Reading.__dataclass_fields__
+    reading = Reading(**{key: options[key] for key in fields})
+    data = open_data(name, reading, download=options["download"])
+    data, split = with_usable_split(data, options["split"])
+    fraction = options["validation_fraction"]
+    source = Source(
+        # The command that opens them again may run elsewhere.
+        data=str(Path(name).resolve()) if is_file(name) else name,
+        split=split,
+        validation_fraction=fraction,
+        reading={
+            key: str(value.resolve()) if isinstance(value, Path) else value
+            for key, value in asdict(reading).items()
+        },
+        n_features=data.n_features,
+        feature_names=data.feature_names,
+    )
+    return Prepared(source, train_validation_test(data, split, fraction=fraction), model, config)
+
+
+def claim(folder: Path, resume: bool, holds: str) -> None:
+    """Refuse a folder that is taken, unless its run is to go on.
+
+    Args:
+        folder: Where the run or the comparison is to be.
+        resume: Whether to go on.
+        holds: The file that shows that the folder is taken.
+
+    Raises:
+        UsageError: It is taken.
+    """
+    if not resume and (folder / holds).exists():
+        raise UsageError(
+            f"{folder} holds {holds} already; add --resume to go on with it, or name another "
+            "folder with --output"
+        )
+
+
+def _or_default(value: Any, part: str, key: str, data: str) -> Any:
+    # Options that can be repeated are empty, not None, where they were not given.
+    return setting(part, key, data) if value is None or value == [] else value

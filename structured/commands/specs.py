@@ -1,0 +1,103 @@
+"""Methods as a user writes them: a name, a name with options, or a JSON file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from structured.commands.failures import UsageError
+
+if TYPE_CHECKING:
+    from structured.methods import Method
+
+HELP = (
+    "cross_entropy, implicit, either with options, as in 'implicit: primary=Value, inner_steps=2, "
+    "solver=CG, solver.max_steps=5', or a .json file with a method, such as a run.json."
+)
+
+
+def parse_methods(specs: Sequence[str]) -> dict[str, Method]:
+    """Return label -> method. A label is the method's own name, or the text where names collide.
+
+    Args:
+        specs: See `HELP`.
+
+    Raises:
+        UsageError: A text is no method; two are the same.
+
+    Example:
+        >>> list(parse_methods(["cross_entropy", "implicit:inner_steps=2"]))
+        ['cross-entropy', 'implicit-margin']
+        >>> list(parse_methods(["implicit", "implicit:inner_steps=2"]))
+        ['implicit', 'implicit:inner_steps=2']
+    """
+    methods = {spec: parse_method(spec) for spec in specs}
+    names = [method.name for method in methods.values()]
+    if len(methods) < len(specs):
+        raise UsageError(f"--method: {list(specs)} names one method twice")
+    return {
+        method.name if names.count(method.name) == 1 else spec.strip(): method
+        for spec, method in methods.items()
+    }
+
+
+def parse_method(spec: str) -> Method:
+    """Return the method that a text stands for.
+
+    Args:
+        spec: See `HELP`.
+
+    Raises:
+        UsageError: The text is no method, or an option does not fit.
+
+    Example:
+        >>> parse_method("cross_entropy:lr=0.01").lr
+        0.01
+    """
+    from structured.methods import from_dict
+
+    try:
+        return from_dict(_read(Path(spec)) if spec.endswith(".json") else _described(spec))
+    except ValueError as error:
+        raise UsageError(f"--method {spec}: {error}") from error
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise ValueError("there is no such file")
+    values = json.loads(path.read_bytes())
+    # A run's description holds the method among other things.
+    return values.get("method", values) if isinstance(values, dict) else values
+
+
+def _described(spec: str) -> dict[str, Any]:
+    from structured.methods import to_dict
+    from structured.named import as_method
+
+    name, _, options = spec.partition(":")
+    described = to_dict(as_method(name.strip()))
+    for option in options.split(",") if options.strip() else []:
+        key, equals, text = (part.strip() for part in option.partition("="))
+        if not equals:
+            raise ValueError(f"wanted name=value, found {option.strip()!r}")
+        *path, last = key.split(".")
+        owner = described
+        for part in path:
+            owner = owner.get(part)
+            if not isinstance(owner, dict):
+                raise ValueError(f"{key}: {part} has no options of its own")
+        owner[last] = _value(text, owner.get(last))
+    return described
+
+
+def _value(text: str, default: Any) -> Any:
+    """JSON where it is, else a text; the type of an object where the default is an object."""
+    if text in ("None", "True", "False"):
+        return {"None": None, "True": True, "False": False}[text]
+    try:
+        return json.loads(text)
+    except ValueError:
+        is_type = isinstance(default, dict) or (default is None and text[:1].isupper())
+        return {"type": text} if is_type else text

@@ -1,0 +1,220 @@
+"""What several methods with several seeds gave: one table that says who wins and by how much."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from scipy.special import stdtrit
+
+from structured.evaluation import DECODERS, Evaluation
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+TEST = "test"
+"""The part that is reported."""
+
+_CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """One method trained with one seed.
+
+    Args:
+        method: its label in the comparison.
+        seed: of the run.
+        epochs: epochs trained.
+        best_epoch: the epoch, counted from 1, whose weights are scored.
+        seconds: of the whole training, validation included.
+        epoch_seconds: the median over the epochs of the last phase: what training costs once
+            pretraining is over.
+        evaluation: the scores.
+    """
+
+    method: str
+    seed: int
+    epochs: int
+    best_epoch: int
+    seconds: float
+    epoch_seconds: float
+    evaluation: Evaluation
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> ComparedRun:
+        """Return what `dataclasses.asdict` was called on."""
+        evaluation = Evaluation.from_dict(values["evaluation"])
+        return cls(**{**values, "evaluation": evaluation})
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far a method is from the baseline under one decoder, seed by seed.
+
+    Args:
+        mean: of the differences in example-F1, above 0 if the method is better.
+        margin: half the width of its 95 % interval (Student's t over seeds); None for one seed.
+    """
+
+    mean: float
+    margin: float | None
+
+    @property
+    def verdict(self) -> str:
+        """Ahead or behind if the interval leaves out 0, else no clear difference."""
+        if self.margin is None or abs(self.mean) <= self.margin:
+            return "no clear difference"
+        return "ahead" if self.mean > 0 else "behind"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was compared and how it went.
+
+    Args:
+        data: the name of the data set.
+        split: the name of the split.
+        sizes: "features", "labels", and the rows of each part.
+        methods: label -> the method, as plain values; the first is the baseline.
+        model: the sizes of the models, as plain values.
+        training: the settings, as plain values.
+        seeds: of the runs.
+        runs: those that are done.
+        command: what a shell has to run to repeat it, or nothing.
+        machine: what the times were taken on.
+    """
+
+    data: str
+    split: str
+    sizes: Mapping[str, int]
+    methods: Mapping[str, Mapping[str, Any]]
+    model: Mapping[str, Any]
+    training: Mapping[str, Any]
+    seeds: Sequence[int]
+    runs: tuple[ComparedRun, ...] = ()
+    command: str = ""
+    machine: Mapping[str, Any] | None = None
+
+    @property
+    def baseline(self) -> str:
+        """The label of the method that the others are measured against: the first."""
+        return next(iter(self.methods))
+
+    def scores(self, method: str, decoder: str, part: str = TEST) -> dict[int, float]:
+        """Return seed -> example-F1, from 0 to 1, of the runs that are done."""
+        return {
+            run.seed: run.evaluation.scores[part][decoder].example_f1
+            for run in self.runs
+            if run.method == method
+        }
+
+    def difference(self, method: str, decoder: str, part: str = TEST) -> Difference | None:
+        """Compare a method with the baseline over the seeds that both have; None without any."""
+        ours, theirs = (self.scores(name, decoder, part) for name in (method, self.baseline))
+        gaps = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
+        if not gaps:
+            return None
+        if len(gaps) == 1:
+            return Difference(gaps[0], None)
+        quantile = float(stdtrit(len(gaps) - 1, (1 + _CONFIDENCE) / 2))
+        return Difference(
+            statistics.mean(gaps), quantile * statistics.stdev(gaps) / len(gaps) ** 0.5
+        )
+
+    def summary(self) -> list[dict[str, Any]]:
+        """Return a record per method: means and deviations over seeds, and differences."""
+        records = []
+        for method in self.methods:
+            runs = [run for run in self.runs if run.method == method]
+            record: dict[str, Any] = {"method": method, "seeds": [run.seed for run in runs]}
+            if runs:
+                record["epoch_seconds"] = statistics.median(run.epoch_seconds for run in runs)
+                record["best_epoch"] = statistics.mean(run.best_epoch for run in runs)
+            for decoder in DECODERS:
+                values = list(self.scores(method, decoder).values())
+                if not values:
+                    continue
+                record[decoder] = {
+                    "mean": statistics.mean(values),
+                    "deviation": statistics.stdev(values) if len(values) > 1 else None,
+                }
+                difference = self.difference(method, decoder)
+                if method != self.baseline and difference is not None:
+                    against = {**asdict(difference), "verdict": difference.verdict}
+                    record[decoder][f"against {self.baseline}"] = against
+            records.append(record)
+        return records
+
+    def verdicts(self) -> list[str]:
+        """Say for every method but the baseline, under every decoder, who wins, a line each."""
+        lines = []
+        for method in self.methods:
+            for decoder in DECODERS:
+                found = self.difference(method, decoder)
+                if method == self.baseline or found is None:
+                    continue
+                count = len(self.scores(method, decoder))
+                spread = (
+                    "one seed, which says nothing about the spread"
+                    if found.margin is None
+                    else f"± {100 * found.margin:.2f}, 95 % over {count} seeds"
+                )
+                lines.append(
+                    f"{decoder}: {method} against {self.baseline} {100 * found.mean:+.2f} "
+                    f"({spread}): {found.verdict}"
+                )
+        return lines
+
+    def table(self) -> Table:
+        """Return a table to print with `rich`: example-F1 in percent, mean and deviation."""
+        from rich.table import Table
+
+        parts = ", ".join(f"{rows} {part}" for part, rows in self.sizes.items())
+        table = Table(
+            title=f"{self.data}, split {self.split!r}: {parts}\nexample-F1 on the test part in "
+            "percent, mean ± deviation over seeds; decoders fitted on validation",
+            title_justify="left",
+            caption=self.command or None,
+            caption_justify="left",
+        )
+        table.add_column("method")
+        for name in ("seeds", *DECODERS, "best epoch", "s / epoch"):
+            table.add_column(name, justify="right")
+        records = [record for record in self.summary() if record["seeds"]]
+        best = {
+            decoder: max((record[decoder]["mean"] for record in records), default=0.0)
+            for decoder in DECODERS
+        }
+        for record in records:
+            cells = [_cell(record[decoder], best[decoder]) for decoder in DECODERS]
+            table.add_row(
+                record["method"],
+                str(len(record["seeds"])),
+                *cells,
+                f"{record['best_epoch']:.0f}",
+                f"{record['epoch_seconds']:.2f}",
+            )
+        return table
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values, with the summary; `from_dict` undoes it."""
+        return {**asdict(self), "summary": self.summary(), "verdicts": self.verdicts()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Comparison:
+        """Return what `to_dict` was called on."""
+        fields = {key: value for key, value in values.items() if key not in _DERIVED}
+        runs = tuple(ComparedRun.from_dict(run) for run in values["runs"])
+        return cls(**{**fields, "seeds": tuple(values["seeds"]), "runs": runs})
+
+
+_DERIVED = ("summary", "verdicts")
+
+
+def _cell(score: Mapping[str, Any], best: float) -> str:
+    mean, deviation = score["mean"], score["deviation"]
+    text = f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
+    return f"[bold]{text}[/bold]" if mean == best else text

@@ -1,0 +1,84 @@
+"""Default sizes and settings, and what is better for a data set: plain values, nothing to import.
+
+`BASE` repeats the defaults of `ModelConfig` and `TrainConfig`, so that help can show them without
+importing torch; a test keeps them equal. What a set has of its own was chosen on its validation
+part.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeAlias
+
+Settings: TypeAlias = Mapping[str, Mapping[str, Any]]
+
+BASE: Settings = {
+    "model": {
+        "hidden": [1024],
+        "dropout": 0.5,
+        "input_dropout": 0.5,
+        "activation": "relu",
+        "energy_hidden": [150, 150],
+        "energy_activation": "relu",
+        "global_size": 16,
+    },
+    "training": {
+        "epochs": 100,
+        "batch_size": 32,
+        "patience": 10,
+        "monitor": "f1_expected",
+        "last_phase_only": False,
+        "device": "auto",
+        "mixed_precision": False,
+        "checkpoint_seconds": 30.0,
+        "log_steps": False,
+        "tensorboard": False,
+    },
+    "comparison": {"methods": ["cross_entropy", "implicit"], "seeds": 3},
+}
+
+PRESETS: Mapping[str, Settings] = {
+    "digits": {
+        "model": {"hidden": [256, 256], "dropout": 0.3, "input_dropout": 0.1},
+        "training": {"epochs": 30, "batch_size": 64},
+        "comparison": {"seeds": 2},
+    },
+}
+"""Data set -> what differs from `BASE`."""
+
+
+def setting(part: str, name: str, data: str | None = None) -> Any:
+    """Return a default.
+
+    Args:
+        part: "model", "training" or "comparison".
+        name: of the setting.
+        data: the name of the data set.
+
+    Example:
+        >>> setting("model", "hidden", "digits"), setting("model", "hidden", "a set of mine")
+        ([256, 256], [1024])
+    """
+    own = PRESETS.get(data or "", {}).get(part, {})
+    return own.get(name, BASE[part][name])
+
+
+def shown(part: str, name: str) -> str:
+    """Return a default as help shows it, with the data sets that have another one.
+
+    Example:
+        >>> shown("model", "hidden")
+        '1024; digits: 256 256'
+    """
+    others = [
+        f"{data}: {_text(own[part][name])}"
+        for data, own in PRESETS.items()
+        if name in own.get(part, {})
+    ]
+    return "; ".join([_text(BASE[part][name]), *others])
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return str(value).lower() if isinstance(value, bool) else str(value)
