@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -82,10 +84,6 @@ def gradient(
 ) -> tuple[Tensor | None, ...]:
     """The gradient of a 0-d value, None for leaves it does not depend on.
 
-    With ``create_graph`` every custom ``torch.autograd.Function`` is watched: one marked
-    ``once_differentiable``, or whose backward leaves autograd, drops its part of the second
-    derivative without a word.
-
     Raises:
         InputError: the value depends on no leaf at all.
         RuntimeError: with ``create_graph``, a custom function is not differentiable twice.
@@ -96,16 +94,27 @@ def gradient(
             "tensors it is handed (torch.func.functional_call(module, theta, x)), without "
             "torch.no_grad or .detach() on the way."
         )
-    custom = _custom_functions(value) if create_graph else []
-    if not custom:
+    if not create_graph or not _custom_functions(value):
         return torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
+    return pulled_back(value, leaves, torch.ones_like(value).requires_grad_(), name)
+
+
+def pulled_back(
+    output: Tensor, leaves: Sequence[Tensor], cotangent: Tensor, name: str
+) -> tuple[Tensor | None, ...]:
+    """``cotangent' d output / d leaves`` with a graph, for a cotangent that requires grad.
+
+    It is linear in the cotangent, so every gradient on the way requires grad as well, unless a
+    custom ``torch.autograd.Function`` has cut the graph: one marked ``once_differentiable``, or
+    whose backward leaves autograd, drops its part of the second derivative without a word.
+
+    Raises:
+        RuntimeError: a custom function is not differentiable twice.
+    """
     cut: list[str] = []
-    hooks = [node.register_hook(_cut_finder(node, cut)) for node in custom]
+    hooks = [node.register_hook(_cut_finder(node, cut)) for node in _custom_functions(output)]
     try:
-        # A gradient is linear in its cotangent. With one that requires grad, so does every
-        # gradient on the way, unless a custom function has cut the graph.
-        cotangent = torch.ones_like(value).requires_grad_()
-        found = torch.autograd.grad(value, leaves, cotangent, create_graph=True, allow_unused=True)
+        found = torch.autograd.grad(output, leaves, cotangent, create_graph=True, allow_unused=True)
     finally:
         for hook in hooks:
             hook.remove()
@@ -128,6 +137,17 @@ def _is_cut(gradient: Tensor) -> bool:
         # What once_differentiable puts there; it raises only when it is on the way to a leaf.
         return gradient.grad_fn.name() == "torch::autograd::Error"
     return not gradient.requires_grad and bool(gradient.any())  # zeros may be constant by right
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """Functions given to ``torch.compile`` run as they were written.
+
+    Compiled code has no second derivative; and a ``torch.func`` transform around it makes the
+    compiler give up on the function for good.
+    """
+    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled
+        return nullcontext()
+    return torch.compiler.set_stance("force_eager")
 
 
 def fresh(leaves: Sequence[Tensor]) -> list[Tensor]:

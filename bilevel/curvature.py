@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bilevel import _transforms
-from bilevel._autodiff import fresh, pull_rows
+from bilevel._autodiff import filled, fresh, gradient, pull_rows, pulled_back, uncompiled
 from bilevel._guard import Guard
 from bilevel._tree import Layout, Tree, flatten
 from bilevel.errors import InputError
@@ -237,7 +237,7 @@ class _GaussNewtonOperator(LinearOperator):
         super().__init__(layout.size, layout.dtype, layout.device, symmetric=True, layout=layout)
         self._theta = theta
         with torch.enable_grad():
-            with guard.replay():
+            with guard.replay(), uncompiled():
                 outputs = split.model(phi, layout.tree(theta), *args)
             if not isinstance(outputs, Tensor) or not outputs.requires_grad:
                 raise InputError(
@@ -245,17 +245,19 @@ class _GaussNewtonOperator(LinearOperator):
                     f"found {type(outputs).__name__}."
                 )
             self._outputs = outputs
-            # J v by differentiating the pullback, which is linear in its cotangent.
-            self._cotangent = torch.zeros_like(outputs).requires_grad_()
-            pulled = torch.autograd.grad(
-                outputs, theta, self._cotangent, create_graph=True, materialize_grads=True
-            )
-            self._pulled = layout.join(pulled)
+            # J v by differentiating the pullback, which is linear in its cotangent. Ones, as a
+            # pullback of zeros would not show what has cut its graph.
+            self._cotangent = torch.ones_like(outputs).requires_grad_()
+            pulled = pulled_back(outputs, theta, self._cotangent, "GaussNewton: model")
+            self._pulled = layout.join(filled(pulled, theta))
             self._point = outputs.detach().requires_grad_()
-            with guard.replay():
+            with guard.replay(), uncompiled():
                 value = split.loss(phi, self._point, *args)
             check_scalar(value, "GaussNewton: loss")
-            (self._slope,) = torch.autograd.grad(value, self._point, create_graph=True)
+            (slope,) = gradient(value, [self._point], "GaussNewton: loss", create_graph=True)
+        if slope is None:
+            raise InputError("GaussNewton: loss does not depend on the outputs it is handed.")
+        self._slope = slope
         self._extra = None
         if split.regularizer is not None:
             objective = Objective(

@@ -198,7 +198,7 @@ def _attach(
     guard = Guard([function], args, layout.device)
 
     def value(p: Tree, x: Tree, *rest: Any) -> Tree:
-        with guard.replay():
+        with guard.replay(), _autodiff.uncompiled():
             found = function(p, x, *rest)
         if scalar:
             return check_scalar(found, names[0])

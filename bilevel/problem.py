@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bilevel import _transforms
-from bilevel._autodiff import filled
+from bilevel._autodiff import filled, uncompiled
 from bilevel._closures import refuse_tangents
 from bilevel._guard import Guard
 from bilevel._point import Point, check_depends
@@ -303,7 +303,7 @@ class ImplicitProblem:
 
         def value(moving: Tree) -> Tensor:
             solved = self.solution(moving, theta, inner_args=inner_args)
-            with guard.replay():
+            with guard.replay(), uncompiled():
                 return check_scalar(self.outer(moving, solved, *outer_args), "outer")
 
         return torch.func.grad(value)(phi)

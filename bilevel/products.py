@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from bilevel._autodiff import filled, gradient, leaves_of_graph, pull_rows
+from bilevel._autodiff import filled, gradient, leaves_of_graph, pull_rows, uncompiled
 from bilevel._guard import Guard
 from bilevel._tree import Layout, Tree, leaf_name
 from bilevel.errors import InputError, ProductWarning, outside
@@ -116,22 +116,13 @@ class KeptGraph(Products):
     name = "reverse"
 
     def __init__(
-        self,
-        objective: Objective,
-        phi: Sequence[Tensor],
-        theta: Sequence[Tensor],
-        through_transforms: bool = False,
+        self, objective: Objective, phi: Sequence[Tensor], theta: Sequence[Tensor]
     ) -> None:
         self._phi, self._theta = phi, theta
         with torch.enable_grad():
-            if through_transforms:
-                gradients, value = torch.func.grad_and_value(lambda leaves: objective(phi, leaves))(
-                    list(theta)
-                )
-                found: Sequence[Tensor | None] = gradients
-            else:
+            with uncompiled():
                 value = objective(phi, theta)
-                found = gradient(value, theta, objective.name, create_graph=True)
+            found = gradient(value, theta, objective.name, create_graph=True)
             self._graph = objective.theta.join(filled(found, theta))
         self.value, self.gradient = value.detach(), self._graph.detach()
         self.unused = tuple(i for i, leaf in enumerate(found) if leaf is None)
@@ -180,7 +171,8 @@ class ForwardOverReverse(Products):
 
     def _push(self, slope: Callable[[list[Tensor]], list[Tensor]], vector: Tensor) -> list[Tensor]:
         tangents = self._objective.theta.split(vector)
-        return torch.func.jvp(slope, (self._theta,), (tangents,))[1]
+        with uncompiled():
+            return torch.func.jvp(slope, (self._theta,), (tangents,))[1]
 
 
 class FiniteDifference(Products):
@@ -250,10 +242,9 @@ class FiniteDifference(Products):
 
 
 class Automatic(Products):
-    """A kept graph, until the framework refuses to differentiate twice; then the next exact way.
+    """A kept graph, until the framework refuses to differentiate twice; then finite differences.
 
-    Compiled functions are differentiated through ``torch.func``, which runs their original;
-    kernels without a second derivative are differenced, with one warning that names them.
+    The kernel without a second derivative is named in one warning.
     """
 
     def __init__(
@@ -291,8 +282,7 @@ class Automatic(Products):
         refusal = _double_backward_refusal(error)
         if refusal is None:
             raise error
-        if "torch.compile" in refusal:
-            return KeptGraph(objective, phi, theta, through_transforms=True)
+        found = FiniteDifference(objective, phi, theta)
         warnings.warn(
             f"{objective.name} cannot be differentiated twice ({refusal}); Hessian-vector "
             "products fall back to finite differences of the gradient. Use an operation with a "
@@ -300,7 +290,7 @@ class Automatic(Products):
             ProductWarning,
             stacklevel=outside(),
         )
-        return FiniteDifference(objective, phi, theta)
+        return found
 
 
 def products(
