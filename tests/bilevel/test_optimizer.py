@@ -261,7 +261,7 @@ def test_a_state_that_does_not_fit_is_refused_whole(name: str) -> None:
     good = loop.state_dict()
     loop.step()
     before = loop.state_dict()
-    with pytest.raises(bilevel.InputError, match="state|leaf|scheduler"):
+    with pytest.raises(bilevel.InputError, match=r"state|leaf|scheduler"):
         loop.load_state_dict(_wrong_states(good)[name])
     after = loop.state_dict()
     for key in ("phi", "theta"):

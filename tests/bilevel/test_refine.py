@@ -34,7 +34,7 @@ PROBLEM = bilevel.ImplicitProblem(lambda phi, theta: theta["w"].sum() + phi, log
         (None, 100),
         (
             lambda leaves: torch.optim.LBFGS(
-                leaves, line_search_fn="strong_wolfe", tolerance_change=0.0
+                leaves, line_search_fn="strong_wolfe", tolerance_grad=0.0, tolerance_change=0.0
             ),
             50,
         ),
