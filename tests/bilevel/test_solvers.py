@@ -125,6 +125,13 @@ def test_restarted_gmres_converges_on_a_definite_operator(restart: int) -> None:
     assert error(found.value, torch.linalg.solve(A, b)) < 1e-8
 
 
+def test_gmres_keeps_its_basis_orthogonal_where_one_pass_would_lose_it() -> None:
+    A = with_spectrum(torch.logspace(0, 11, 80, dtype=F64), 3)
+    b = A @ normal(80, seed=5)
+    solver = bilevel.GMRES(rtol=1e-12, restart=80, max_steps=80)
+    assert bilevel.solve(bilevel.Matrix(A), b, solver).result is Result.SUCCESS
+
+
 def test_gmres_that_restarts_too_early_on_a_cyclic_shift_says_it_stagnated() -> None:
     # The residual of a shift does not move before step n: no progress at all before that.
     A = bilevel.Matrix(torch.eye(6, dtype=F64).roll(1, 0))
