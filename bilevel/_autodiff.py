@@ -232,9 +232,12 @@ def _plain(
         output = function(*aliases)
         if not output.requires_grad:
             return [torch.zeros_like(primal) for primal in primals]
-        return torch.autograd.grad(
-            output, aliases, cotangent, create_graph=keep, materialize_grads=True
-        )
+        if not keep:
+            return torch.autograd.grad(output, aliases, cotangent, materialize_grads=True)
+        if not cotangent.requires_grad:
+            cotangent = cotangent.detach().requires_grad_()
+        found = pulled_back(output, aliases, cotangent, "the condition of an implicit function")
+        return filled(found, primals)
 
 
 def _alias(primal: Tensor, keep: bool) -> Tensor:

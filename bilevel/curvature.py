@@ -73,16 +73,22 @@ class JacobianOperator(LinearOperator):
     def rows(self, rows: Tensor) -> Tensor:
         if self.symmetric:
             return self.rows_transposed(rows)
+        if not self._graph.requires_grad:
+            return torch.zeros_like(rows)
         if self._adjoint is None:
             with torch.inference_mode(False), torch.enable_grad():
-                cotangent = torch.zeros_like(self._graph).requires_grad_()
-                pulled = _pull(self._graph, self._x, cotangent, create_graph=True)
-            self._adjoint = (pulled, cotangent)
-        pulled, cotangent = self._adjoint
-        return self._through(pulled, cotangent, rows)
+                # Ones, as a pullback of zeros would not show what has cut its graph.
+                cotangent = torch.ones_like(self._graph).requires_grad_()
+                found = pulled_back(self._graph, [self._x], cotangent, "the function")
+                self._adjoint = (filled(found, [self._x])[0], cotangent)
+        return self._through(*self._adjoint, rows)
 
     def rows_transposed(self, rows: Tensor) -> Tensor:
         return self._through(self._graph, self._x, rows)
+
+    def to_dense(self) -> Tensor:
+        # Row by row: a row of the matrix is one backward, a column two.
+        return LinearOperator.to_dense(self.T).mT.contiguous()
 
     def _through(self, output: Tensor, source: Tensor, rows: Tensor) -> Tensor:
         if self.batch is not None:
@@ -90,11 +96,11 @@ class JacobianOperator(LinearOperator):
         return pull_rows(output, [source], rows) if output.requires_grad else torch.zeros_like(rows)
 
 
-def _pull(output: Tensor, source: Tensor, cotangent: Tensor, **options: bool) -> Tensor:
+def _pull(output: Tensor, source: Tensor, cotangent: Tensor) -> Tensor:
     if not output.requires_grad:
         return torch.zeros_like(cotangent)
     return torch.autograd.grad(
-        output, source, cotangent, retain_graph=True, materialize_grads=True, **options
+        output, source, cotangent, retain_graph=True, materialize_grads=True
     )[0]
 
 

@@ -307,6 +307,23 @@ def test_a_second_derivative_that_does_not_exist_is_an_error_where_it_was_asked_
         torch.autograd.grad(attached.sum(), phi)
 
 
+@pytest.mark.parametrize("cube", [OnceDifferentiable, OutsideAutograd])
+def test_a_root_needs_one_derivative_of_its_condition_and_a_second_one_needs_two(
+    cube: Any,
+) -> None:
+    phi, x = torch.tensor([8.0], dtype=F64), torch.tensor([2.0], dtype=F64)
+    attached = phi.clone().requires_grad_()
+    found = bilevel.root(lambda p, x: cube.apply(x) - p, attached, x)
+    (first,) = torch.autograd.grad(found, attached, create_graph=True)
+    close(first, torch.tensor([1 / 12], dtype=F64))
+    with pytest.raises(RuntimeError, match=f"{cube.__name__}.* not differentiable twice"):
+        torch.autograd.grad(first, attached)
+    jacobian = bilevel.jacobian(cube.apply, x)
+    close(jacobian.T @ x, 12 * x)
+    with pytest.raises(RuntimeError, match=f"{cube.__name__}.* not differentiable twice"):
+        jacobian.__matmul__(x)
+
+
 def test_functions_that_vmap_cannot_enter_are_multiplied_row_by_row() -> None:
     wanted, found = (
         bilevel.implicit_grad(
