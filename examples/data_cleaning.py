@@ -149,7 +149,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, default=Path("output"), help="folder for results")
     parser.add_argument("--quick", action="store_true", help="fewer images and steps")
     parser.add_argument("--train", type=int, default=1000, help="training images")
-    parser.add_argument("--validation", type=int, default=200, help="clean validation images")
+    parser.add_argument("--validation", type=int, default=100, help="clean validation images")
     parser.add_argument("--corrupt", type=float, default=0.5, help="share of wrong training labels")
     parser.add_argument("--steps", type=int, default=100, help="steps on the weights")
     parser.add_argument("--inner-steps", type=int, default=20, help="steps on theta in each")
