@@ -11,10 +11,11 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from bilevel._autodiff import filled, fresh
+from bilevel._checks import check_args
 from bilevel._guard import Guard
 from bilevel._tree import Layout, Tree, check_finite, check_same_kind, flatten
 from bilevel.errors import InputError, NonFiniteError
-from bilevel.products import HVP, Objective, Products, check_args, products
+from bilevel.products import HVP, Objective, Products, products
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bilevel import _transforms
 from bilevel._autodiff import filled, fresh, gradient, pull_rows, pulled_back, uncompiled
+from bilevel._checks import check_args, check_scalar
 from bilevel._guard import Guard
 from bilevel._tree import Layout, Tree, flatten
 from bilevel.errors import InputError
@@ -20,8 +21,6 @@ from bilevel.products import (
     KeptGraph,
     Objective,
     Products,
-    check_args,
-    check_scalar,
     products,
 )
 

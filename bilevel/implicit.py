@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from bilevel import _autodiff, _transforms
+from bilevel._checks import check_args, check_function, check_scalar, refuse_unused
 from bilevel._closures import behind
 from bilevel._guard import Guard
 from bilevel._implicit_function import Attach, Condition
@@ -17,7 +18,6 @@ from bilevel._tree import Tree, check_same_kind, flatten
 from bilevel.errors import InputError, TransformError
 from bilevel.linear import OnFailure, check_options
 from bilevel.operators import check_damping
-from bilevel.products import check_args, check_scalar, refuse_unused
 from bilevel.solvers import Solver
 
 
@@ -157,6 +157,7 @@ def fixed_point(
     Reference:
         Bai, Kolter and Koltun, Deep equilibrium models, 2019, theorem 1.
     """
+    check_function(map, "map")
 
     def condition(p: Tree, x: Tree, *rest: Any) -> Tree:
         leaves, layout = flatten(x, "x_star")
@@ -180,6 +181,7 @@ def _attach(
     symmetric: bool = False,
 ) -> Tree:
     """``x_star`` as the root of a function, or of the gradient of a scalar one."""
+    check_function(function, names[0])
     solver = check_options(solver, on_failure)
     symmetric = symmetric or scalar
     if solver.needs_symmetric and not symmetric:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Callable
+from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -268,8 +269,8 @@ def damped(operator: LinearOperator, damping: float) -> LinearOperator:
 
 def check_damping(damping: float) -> float:
     """The damping, refused when negative or not finite."""
-    if not 0.0 <= damping < float("inf"):
-        raise InputError(f"damping must be a finite number of at least 0, found {damping}.")
+    if not isinstance(damping, Real) or not 0.0 <= damping < float("inf"):
+        raise InputError(f"damping must be a finite number of at least 0, found {damping!r}.")
     return float(damping)
 
 

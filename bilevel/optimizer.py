@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bilevel._checks import check_scalar
 from bilevel._tree import Layout, Tree, flatten
 from bilevel.errors import InputError, NonFiniteError
 from bilevel.problem import ImplicitProblem
-from bilevel.products import check_scalar
 from bilevel.report import HypergradientInfo
 from bilevel.solution import State
 

@@ -12,16 +12,17 @@ from torch import Tensor
 
 from bilevel import _transforms
 from bilevel._autodiff import filled, uncompiled
+from bilevel._checks import check_args, check_function, check_scalar, refuse_unused
 from bilevel._closures import refuse_tangents
 from bilevel._guard import Guard
 from bilevel._point import Point, check_depends
-from bilevel._tree import Tree, check_finite, flatten
+from bilevel._tree import Tree, check_finite, check_same_kind, flatten
 from bilevel.curvature import GaussNewton, HessianOperator
 from bilevel.errors import CurvatureWarning, InputError, TransformError, outside
 from bilevel.implicit import argmin
 from bilevel.linear import OnFailure, check_options, solve_rows
 from bilevel.operators import LinearOperator, check_damping, damped
-from bilevel.products import HVP, Products, check_args, check_hvp, check_scalar, refuse_unused
+from bilevel.products import HVP, Products, check_hvp
 from bilevel.refine import refine
 from bilevel.report import HypergradientInfo, hypergradient_info
 from bilevel.solution import Solution, State
@@ -70,12 +71,8 @@ class ImplicitProblem:
     on_failure: OnFailure = "warn"
 
     def __post_init__(self) -> None:
-        for name in ("outer", "inner"):
-            if not callable(getattr(self, name)):
-                raise InputError(
-                    f"{name} must be a function (phi, theta, *args) -> 0-d tensor, found "
-                    f"{getattr(self, name)!r}."
-                )
+        check_function(self.outer, "outer")
+        check_function(self.inner, "inner")
         check_options(self.solver, self.on_failure)
         check_damping(self.damping)
         check_hvp(self.hvp)
@@ -299,7 +296,10 @@ class ImplicitProblem:
     ) -> Tree:
         """Inside a transform: the gradient of ``outer(phi, argmin(phi))``, which composes."""
         outer_args = check_args(outer_args, "outer_args")
-        guard = Guard([self.outer], outer_args, flatten(theta, "theta")[1].device)
+        check_args(inner_args, "inner_args")
+        layout = flatten(theta, "theta")[1]
+        check_same_kind(layout, "theta", flatten(phi, "phi")[1], "phi")
+        guard = Guard([self.outer], outer_args, layout.device)
 
         def value(moving: Tree) -> Tensor:
             solved = self.solution(moving, theta, inner_args=inner_args)

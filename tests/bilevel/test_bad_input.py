@@ -1,0 +1,544 @@
+"""Bad input is refused by an error that names the argument, and nothing else happens."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bilevel
+
+F64 = torch.float64
+NAN, INF = float("nan"), float("inf")
+PHI = torch.tensor([0.5, -1.0], dtype=F64)
+THETA = torch.tensor([1.0, 2.0], dtype=F64)
+META = torch.zeros(2, dtype=F64, device="meta")
+
+
+def outer(phi: Any, theta: Any, *args: Any) -> Tensor:
+    return (theta**2).sum()
+
+
+def inner(phi: Any, theta: Any, *args: Any) -> Tensor:
+    return ((theta - phi) ** 2).sum()
+
+
+def never(*args: Any) -> Tensor:
+    pytest.fail("a user function was called before its arguments were checked")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_changes() -> Iterator[None]:
+    random, phi, theta = torch.get_rng_state(), PHI.clone(), THETA.clone()
+    versions = PHI._version, THETA._version
+    yield
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(PHI, phi)
+    assert torch.equal(THETA, theta)
+    assert (PHI._version, THETA._version) == versions
+    assert PHI.grad is None
+    assert THETA.grad is None
+
+
+def refused(message: str, kind: type[Exception] = bilevel.InputError) -> Any:
+    return pytest.raises(kind, match=re.escape(message))
+
+
+# --- objectives ------------------------------------------------------------------------------
+
+WRONG_VALUES: dict[str, tuple[Callable[..., Any], str]] = {
+    "a vector": (lambda p, t: (t - p) ** 2, "returned a tensor of shape (2,)"),
+    "one element": (lambda p, t: ((t - p) ** 2).sum().view(1), "returned a tensor of shape (1,)"),
+    "a float": (lambda p, t: 1.0, "returned a float"),
+    "an item": (lambda p, t: ((t - p) ** 2).sum().item(), "returned a float"),
+    "nothing": (lambda p, t: None, "returned a NoneType"),
+    "a tuple": (lambda p, t: (t.sum(), p.sum()), "returned a tuple"),
+    "an integer": (lambda p, t: t.sum().long(), "returned torch.int64"),
+    "a bool": (lambda p, t: t.sum() > 0, "returned torch.bool"),
+    "a complex number": (lambda p, t: torch.complex(t.sum(), p.sum()), "returned torch.complex128"),
+}
+
+
+@pytest.mark.parametrize(("function", "message"), WRONG_VALUES.values(), ids=WRONG_VALUES)
+@pytest.mark.parametrize("hvp", ["auto", "forward_over_reverse", "finite_difference"])
+def test_an_objective_that_returns_no_scalar_tensor_is_named(
+    function: Callable[..., Any], message: str, hvp: Any
+) -> None:
+    with refused(f"outer {message}"):
+        bilevel.implicit_grad(function, inner, PHI, THETA, hvp=hvp)
+    with refused(f"inner {message}"):
+        bilevel.implicit_grad(outer, function, PHI, THETA, hvp=hvp)
+
+
+@pytest.mark.parametrize(("function", "message"), WRONG_VALUES.values(), ids=WRONG_VALUES)
+def test_so_it_is_by_argmin_the_operator_and_refine(
+    function: Callable[..., Any], message: str
+) -> None:
+    with refused(f"inner {message}"):
+        bilevel.argmin(function, PHI, THETA)
+    with refused(f"inner {message}"):
+        torch.func.grad(lambda p: bilevel.argmin(function, p, THETA).sum())(PHI)
+    problem = bilevel.ImplicitProblem(outer, function)
+    for method in (problem.operator, problem.stationarity, problem.refine):
+        with refused(f"inner {message}"):
+            method(PHI, THETA)
+    with refused(f"objective {message}"):
+        bilevel.hessian(lambda t: function(PHI, t), THETA)
+
+
+@pytest.mark.parametrize("hvp", ["auto", "forward_over_reverse", "finite_difference"])
+def test_an_objective_that_autograd_cannot_follow_is_named(hvp: Any) -> None:
+    def cut(phi: Tensor, theta: Tensor) -> Tensor:
+        return ((theta.detach() - phi.detach()) ** 2).sum()
+
+    def without(phi: Tensor, theta: Tensor) -> Tensor:
+        with torch.no_grad():
+            return inner(phi, theta)
+
+    for function in (cut, without):
+        with refused("outer depends on neither phi nor theta"):
+            bilevel.implicit_grad(function, inner, PHI, THETA, hvp=hvp)
+        with refused("inner does not depend on its theta argument"):
+            bilevel.implicit_grad(outer, function, PHI, THETA, hvp=hvp)
+
+
+@pytest.mark.parametrize("hvp", ["auto", "forward_over_reverse", "finite_difference"])
+def test_a_phi_that_nothing_depends_on_is_refused(hvp: Any) -> None:
+    with refused("depends on phi"):
+        bilevel.implicit_grad(outer, lambda p, t: ((t - PHI) ** 2).sum(), PHI, THETA, hvp=hvp)
+
+
+@pytest.mark.parametrize("hvp", ["auto", "forward_over_reverse", "finite_difference"])
+def test_a_theta_leaf_that_inner_does_not_use_is_named_unless_damped(hvp: Any) -> None:
+    theta = {"w": THETA, "unused": [torch.ones(3, dtype=F64)]}
+
+    def partly(phi: Any, theta: Any) -> Tensor:
+        return ((theta["w"] - phi) ** 2).sum()
+
+    def all_of_it(phi: Any, theta: Any) -> Tensor:
+        return theta["w"].sum() + theta["unused"][0].sum()
+
+    with refused("inner does not depend on theta['unused'][0]"):
+        bilevel.implicit_grad(all_of_it, partly, PHI, theta, hvp=hvp)
+    gradient, info = bilevel.implicit_grad(
+        all_of_it, partly, PHI, theta, hvp=hvp, damping=1.0, return_info=True
+    )
+    torch.testing.assert_close(gradient, torch.full((2,), 2 / 3, dtype=F64), rtol=1e-6, atol=0)
+    torch.testing.assert_close(info.adjoint["unused"][0], torch.ones(3, dtype=F64))
+    # A leaf without elements is no direction of the problem.
+    theta["unused"] = [torch.zeros(0, 4, dtype=F64)]
+    assert bool(bilevel.implicit_grad(all_of_it, partly, PHI, theta, hvp=hvp).isfinite().all())
+
+
+def test_argmin_names_an_unused_leaf_too() -> None:
+    phi = PHI.clone().requires_grad_()
+    theta = [THETA, torch.ones(3, dtype=F64)]
+
+    def partly(phi: Tensor, theta: list[Tensor]) -> Tensor:
+        return ((theta[0] - phi) ** 2).sum()
+
+    solved = bilevel.argmin(partly, phi, theta)
+    with refused("inner does not depend on theta_star[1]"):
+        torch.autograd.grad(solved[0].sum(), phi)
+    with refused("inner does not depend on theta_star"):
+        torch.autograd.grad(bilevel.argmin(lambda p, t: p.sum(), phi, THETA).sum(), phi)
+    with refused("inner does not depend on its theta argument"):
+        torch.autograd.grad(bilevel.argmin(lambda p, t: PHI.sum(), phi, THETA).sum(), phi)
+    damped = bilevel.argmin(partly, phi, theta, damping=1.0)
+    torch.testing.assert_close(
+        torch.autograd.grad(damped[0].sum(), phi)[0], torch.full((2,), 2 / 3, dtype=F64)
+    )
+
+
+# --- trees -----------------------------------------------------------------------------------
+
+WRONG_TREES: dict[str, tuple[Any, str]] = {
+    "an integer leaf": ({"w": THETA, "n": torch.tensor(3)}, "['n'] has dtype torch.int64"),
+    "a bool leaf": ([THETA, torch.tensor(True)], "[1] has dtype torch.bool"),
+    "a complex leaf": ([THETA.to(torch.complex128)], "[0] has dtype torch.complex128"),
+    "a float": ((THETA, 1.0), "[1] is a float"),
+    "nothing": ({"w": THETA, "b": None}, "['b'] is a NoneType"),
+    "a string": ([THETA, "w"], "[1] is a str"),
+    "an array": (np.ones(2), " is a ndarray"),
+    "an object": ([object()], "[0] is a object"),
+    "a sparse leaf": ([THETA.to_sparse()], "[0] has layout torch.sparse_coo"),
+    "another dtype": ({"a": THETA, "b": THETA.float()}, "['b'] is torch.float32 on cpu, but "),
+    "another device": ([THETA, META], "[1] is torch.float64 on meta, but "),
+    "an empty list": ([], " has no leaves"),
+    "an empty dict": ({"a": [], "b": ()}, " has no leaves"),
+    "a module": (nn.Linear(1, 1), " is a module (Linear); pass its parameters"),
+}
+wrong_trees = pytest.mark.parametrize(("tree", "message"), WRONG_TREES.values(), ids=WRONG_TREES)
+
+
+@wrong_trees
+def test_a_leaf_that_does_not_fit_is_named(tree: Any, message: str) -> None:
+    for name, phi, theta in (("phi", tree, THETA), ("theta", PHI, tree)):
+        problem = bilevel.ImplicitProblem(never, never)
+        for call in (
+            problem.implicit_grad, problem.operator, problem.stationarity, problem.refine
+        ):  # fmt: skip
+            with refused(name + message):
+                call(phi, theta)
+    with refused("phi" + message):
+        bilevel.argmin(never, tree, THETA)
+    with refused("theta_star" + message):
+        bilevel.argmin(never, PHI, tree)
+    for attach in (bilevel.root, bilevel.fixed_point):
+        with refused("phi" + message):
+            attach(never, tree, THETA)
+        with refused("x_star" + message):
+            attach(never, PHI, tree)
+    with refused("theta" + message):
+        bilevel.hessian(never, tree)
+    with refused("x" + message):
+        bilevel.jacobian(never, tree)
+    with refused("phi" + message):
+        torch.func.vmap(lambda t: bilevel.implicit_grad(never, never, tree, t))(THETA.view(1, 2))
+
+
+@pytest.mark.parametrize(
+    ("phi", "theta", "message"),
+    [
+        (PHI.float(), THETA, "theta is torch.float64 on cpu, but phi is torch.float32 on cpu"),
+        (PHI, {"w": THETA.half()}, "theta is torch.float16 on cpu, but phi is torch.float64"),
+        (META, THETA, "theta is torch.float64 on cpu, but phi is torch.float64 on meta"),
+        (PHI, [META], "theta is torch.float64 on meta, but phi is torch.float64 on cpu"),
+    ],
+)
+def test_phi_and_theta_of_two_kinds_are_named(phi: Any, theta: Any, message: str) -> None:
+    with refused(message):
+        bilevel.implicit_grad(never, never, phi, theta)
+    with refused(message.replace("theta", "theta_star", 1)):
+        bilevel.argmin(never, phi, theta)
+    with refused(message.replace("theta", "x_star", 1)):
+        bilevel.root(never, phi, theta)
+
+
+@pytest.mark.parametrize(
+    ("initial", "message"),
+    [
+        (THETA, "initial has another tree structure than theta"),
+        ({"w": THETA, "b": THETA, "c": THETA}, "initial has another tree structure than theta"),
+        ({"w": torch.ones(3, dtype=F64), "b": THETA}, "initial['w'] has shape (3,), but theta"),
+        ({"w": THETA.view(1, 2), "b": THETA}, "initial['w'] has shape (1, 2), but theta"),
+        ({"w": THETA.float(), "b": THETA.float()}, "initial is torch.float32 on cpu, but theta"),
+        ({"w": META, "b": META}, "initial is torch.float64 on meta, but theta"),
+        ({"w": THETA, "b": 1.0}, "initial['b'] is a float"),
+    ],
+)
+def test_a_warm_start_of_another_shape_is_named(initial: Any, message: str) -> None:
+    theta = {"w": THETA, "b": THETA}
+    with refused(message):
+        bilevel.implicit_grad(never, never, PHI, theta, initial=initial)
+
+
+def test_a_state_that_another_solve_left_is_refused() -> None:
+    _, info = bilevel.implicit_grad(
+        outer, inner, PHI, THETA, solver=bilevel.Nystrom(rank=2), return_info=True
+    )
+    with refused("state"):
+        bilevel.implicit_grad(outer, inner, PHI, THETA, solver=bilevel.Exact(), state=info.state)
+
+
+@pytest.mark.parametrize("args", [THETA, {"x": THETA}, "batch", 3, None])
+def test_arguments_that_are_no_tuple_are_named(args: Any) -> None:
+    # A batch by itself would be taken apart along its first dimension.
+    message = f"is a {type(args).__name__}; wanted a tuple"
+    with refused(f"outer_args {message}"):
+        bilevel.implicit_grad(never, never, PHI, THETA, outer_args=args)
+    with refused(f"inner_args {message}"):
+        bilevel.implicit_grad(never, never, PHI, THETA, inner_args=args)
+    for attach in (bilevel.argmin, bilevel.root, bilevel.fixed_point):
+        with refused(f"args {message}"):
+            attach(never, PHI, THETA, args=args)
+    with refused(f"args {message}"):
+        bilevel.hessian(never, THETA, args=args)
+    with refused(f"args {message}"):
+        bilevel.jacobian(never, THETA, args=args)
+
+
+def test_a_complex_argument_that_requires_grad_is_refused() -> None:
+    weight = torch.ones(2, dtype=torch.complex128, requires_grad=True)
+    with refused("args holds a complex tensor that requires grad"):
+        bilevel.argmin(never, PHI, THETA, args=(weight,))
+    with torch.no_grad():
+        fixed = weight.clone()
+    phi = PHI.clone().requires_grad_()
+    solved = bilevel.argmin(
+        lambda p, t, c: ((t - p) ** 2 * c.abs()).sum(), phi, THETA, args=(fixed,)
+    )
+    torch.testing.assert_close(torch.autograd.grad(solved.sum(), phi)[0], torch.ones(2, dtype=F64))
+
+
+# --- conditions and maps ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        (lambda x: x.sum(), " returned has shape (), but x_star has (2,) there"),
+        (lambda x: x[:1], " returned has shape (1,), but x_star has (2,) there"),
+        (lambda x: torch.stack([x, x]), " returned has shape (2, 2), but x_star has (2,)"),
+        (lambda x: [x], " returned has another tree structure than x_star"),
+        (lambda x: x.float(), " returned is torch.float32 on cpu, but x_star is torch.float64"),
+        (lambda x: x.long(), " returned has dtype torch.int64"),
+        (lambda x: 1.0, " returned is a float"),
+        (lambda x: None, " returned is a NoneType"),
+    ],
+)
+def test_a_condition_or_map_that_returns_another_tree_is_named(
+    returned: Callable[[Tensor], Any], message: str
+) -> None:
+    with refused(f"what condition{message}"):
+        bilevel.root(lambda p, x: returned(x - p), PHI, THETA)
+    with refused(f"what map{message}"):
+        bilevel.fixed_point(lambda p, x: returned(x / 2 + p), PHI, THETA)
+    with refused(f"what function{message.replace('x_star', 'x')}"):
+        bilevel.jacobian(returned, THETA)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [bilevel.CG(), bilevel.MINRES(), bilevel.Chebyshev(), bilevel.Nystrom(rank=2)],
+    ids=lambda solver: type(solver).__name__,
+)
+def test_a_solver_that_needs_symmetry_is_refused_where_it_is_not_known(
+    solver: bilevel.Solver,
+) -> None:
+    name = type(solver).__name__
+    with refused(f"{name} needs a symmetric operator"):
+        bilevel.solve(bilevel.Matrix(torch.tensor([[1.0, 2.0], [0.0, 1.0]])), torch.ones(2), solver)
+    with refused(f"{name} needs a symmetric Jacobian, and that of condition"):
+        bilevel.root(never, PHI, THETA, solver=solver)
+    with refused(f"{name} needs a symmetric Jacobian, and that of map"):
+        bilevel.fixed_point(never, PHI, THETA, solver=solver)
+    bilevel.root(lambda p, x: x - p, PHI, THETA, solver=solver, symmetric=True)
+
+
+def test_an_automatic_step_is_refused_where_symmetry_is_not_known() -> None:
+    phi = PHI.clone().requires_grad_()
+    solved = bilevel.fixed_point(lambda p, x: x / 2 + p, phi, THETA, solver=bilevel.Neumann())
+    with refused('Neumann(step="auto")'):
+        torch.autograd.grad(solved.sum(), phi)
+
+
+# --- numbers that are not finite -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+@pytest.mark.parametrize("name", ["phi", "theta"])
+def test_a_leaf_that_is_not_finite_is_named_before_anything_runs(name: str, bad: float) -> None:
+    spoilt = {"a": THETA, "b": [torch.tensor([1.0, bad, bad], dtype=F64)]}
+    trees: dict[str, Any] = {"phi": PHI, "theta": THETA, name: spoilt}
+    problem = bilevel.ImplicitProblem(never, never)
+    for call in (problem.implicit_grad, problem.operator, problem.stationarity, problem.refine):
+        with refused(f"{name}['b'][0] holds 2 non-finite value(s) of 3", bilevel.NonFiniteError):
+            call(**trees)
+
+
+def test_finite_numbers_whose_sum_is_not_are_no_error() -> None:
+    big = torch.full((4,), 3e38, dtype=torch.float32)
+    gradient = bilevel.implicit_grad(
+        lambda p, t: (t / 4).sum(), lambda p, t: ((t - p) ** 2).sum(), big, big
+    )
+    torch.testing.assert_close(gradient, torch.full((4,), 0.25))
+
+
+@pytest.mark.parametrize("bad", [NAN, INF])
+@pytest.mark.parametrize("hvp", ["auto", "forward_over_reverse", "finite_difference"])
+def test_a_derivative_that_is_not_finite_is_named(hvp: Any, bad: float) -> None:
+    # A product with a zero that is masked out: finite values, derivatives that are not.
+    def poisoned(x: Tensor, order: int) -> Tensor:
+        return torch.where(x > -1e9, x**2, x) + Poison.apply(x, order, bad)
+
+    for order, where in ((0, "the value of"), (1, "the gradient of")):
+        with refused(f"{where} outer", bilevel.NonFiniteError):
+            bilevel.implicit_grad(
+                lambda p, t, n=order: poisoned(t, n).sum(), inner, PHI, THETA, hvp=hvp
+            )
+        with refused(f"{where} inner", bilevel.NonFiniteError):
+            bilevel.implicit_grad(
+                outer,
+                lambda p, t, n=order: poisoned(t - p, n).sum(),
+                PHI,
+                THETA,
+                hvp=hvp,
+            )
+
+
+class Poison(torch.autograd.Function):
+    """Zero, with a bad value (order 0) or a bad derivative (order 1)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, order: int, bad: float) -> Tensor:
+        return torch.zeros_like(x) + (bad if order == 0 else 0.0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        _, ctx.order, ctx.bad = inputs
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        return grads[0] * (ctx.bad if ctx.order == 1 else 0.0), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return tangents[0] * (ctx.bad if ctx.order == 1 else 0.0)
+
+
+@pytest.mark.parametrize("on_failure", ["warn", "ignore", "raise"])
+@pytest.mark.parametrize(
+    "solver",
+    [
+        None,
+        bilevel.Exact(),
+        bilevel.CG(),
+        bilevel.MINRES(),
+        bilevel.GMRES(),
+        bilevel.BiCGStab(),
+        bilevel.Chebyshev(),
+        bilevel.Neumann(),
+        bilevel.Neumann(terms=3, step=0.1),
+        bilevel.Nystrom(rank=2),
+        bilevel.ScaledIdentity(),
+    ],
+    ids=lambda solver: type(solver).__name__,
+)
+@pytest.mark.filterwarnings("ignore::bilevel.ConvergenceWarning")
+def test_a_product_that_is_not_finite_raises_whatever_is_said_of_failures(
+    solver: bilevel.Solver | None, on_failure: Any
+) -> None:
+    # |t|^1.5 at 0 has the slope 0 and an infinite curvature.
+    with pytest.raises(bilevel.NonFiniteError):
+        bilevel.implicit_grad(
+            lambda p, t: (t + 1).square().sum(),
+            lambda p, t: (t.abs() ** 1.5).sum() + ((t - p) ** 2).sum(),
+            PHI,
+            torch.zeros(2, dtype=F64),
+            solver=solver,
+            on_failure=on_failure,
+        )
+
+
+@pytest.mark.parametrize("bad", [NAN, INF])
+def test_a_warm_start_that_is_not_finite_is_named(bad: float) -> None:
+    with refused("initial holds 1 non-finite value(s) of 2", bilevel.NonFiniteError):
+        bilevel.implicit_grad(never, never, PHI, THETA, initial=torch.tensor([1.0, bad], dtype=F64))
+
+
+def test_a_mixed_derivative_that_is_not_finite_is_named() -> None:
+    with refused("the hypergradient in phi holds 1 non-finite", bilevel.NonFiniteError):
+        bilevel.implicit_grad(
+            outer,
+            lambda p, t: ((t - p.abs().sqrt()) ** 2).sum(),
+            torch.tensor([1.0, 0.0], dtype=F64),
+            torch.tensor([1.0, 2.0], dtype=F64),
+        )
+
+
+# --- options ---------------------------------------------------------------------------------
+
+WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
+    ({"damping": -1e-9}, "damping must be a finite number of at least 0, found -1e-09"),
+    ({"damping": NAN}, "damping must be a finite number of at least 0, found nan"),
+    ({"damping": INF}, "damping must be a finite number of at least 0, found inf"),
+    ({"damping": "1"}, "damping must be a finite number of at least 0, found '1'"),
+    ({"damping": None}, "damping must be a finite number of at least 0, found None"),
+    ({"solver": "cg"}, "solver must be a bilevel solver such as bilevel.CG(), found 'cg'"),
+    ({"solver": bilevel.CG}, "(a class: call it)"),
+    ({"solver": 3}, "solver must be a bilevel solver such as bilevel.CG(), found 3"),
+    ({"on_failure": "log"}, 'on_failure must be "warn", "raise" or "ignore", found \'log\''),
+    ({"on_failure": None}, 'on_failure must be "warn", "raise" or "ignore", found None'),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), WRONG_OPTIONS)
+def test_an_option_that_does_not_fit_is_named(options: dict[str, Any], message: str) -> None:
+    with refused(message):
+        bilevel.implicit_grad(never, never, PHI, THETA, **options)
+    with refused(message):
+        bilevel.ImplicitProblem(never, never, **options)
+    with refused(message):
+        bilevel.argmin(never, PHI, THETA, **options)
+    if "damping" not in options:
+        for attach in (bilevel.root, bilevel.fixed_point):
+            with refused(message):
+                attach(never, PHI, THETA, **options)
+        with refused(message):
+            bilevel.solve(bilevel.Identity(2), torch.ones(2), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"hvp": "forward"}, "hvp must be one of auto, reverse, forward_over_reverse, finite"),
+        ({"hvp": None}, "found None"),
+        ({"curvature": "gauss-newton"}, "curvature must be None or a bilevel.GaussNewton"),
+        ({"curvature": bilevel.GaussNewton}, "curvature must be None or a bilevel.GaussNewton"),
+        ({"outer": 3.0}, "outer must be a function"),
+        ({"inner": THETA}, "inner must be a function"),
+        ({"inner": None}, "inner must be a function"),
+    ],
+)
+def test_a_problem_that_does_not_fit_is_named(options: dict[str, Any], message: str) -> None:
+    options = {"outer": never, "inner": never, **options}
+    with refused(message):
+        bilevel.ImplicitProblem(**options)
+    with refused(message):
+        bilevel.implicit_grad(phi=PHI, theta=THETA, **options)
+
+
+@pytest.mark.parametrize("attach", [bilevel.argmin, bilevel.root, bilevel.fixed_point])
+def test_something_that_cannot_be_called_is_named(attach: Callable[..., Any]) -> None:
+    with refused("must be a function"):
+        attach(3.0, PHI, THETA)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: bilevel.Neumann(terms=0), "Neumann: terms must be an integer of at least 1"),
+        (lambda: bilevel.Neumann(terms=-3), "found -3"),
+        (lambda: bilevel.Neumann(terms=2.5), "found 2.5"),  # type: ignore[arg-type]
+        (lambda: bilevel.Neumann(terms=True), "found True"),
+        (lambda: bilevel.Neumann(step=0.0), "Neumann: step must be finite and above 0"),
+        (lambda: bilevel.Neumann(step=NAN), "Neumann: step must be finite and above 0"),
+        (lambda: bilevel.Neumann(step="best"), 'Neumann: step must be a number or "auto"'),  # type: ignore[arg-type]
+        (lambda: bilevel.CG(rtol=1.0), "CG: rtol must be in [0, 1)"),
+        (lambda: bilevel.CG(rtol=-1e-3), "CG: rtol must be in [0, 1)"),
+        (lambda: bilevel.CG(rtol=NAN), "CG: rtol must be in [0, 1)"),
+        (lambda: bilevel.MINRES(atol=-1.0), "MINRES: atol must be a finite number"),
+        (lambda: bilevel.BiCGStab(max_steps=0), "BiCGStab: max_steps must be an integer"),
+        (lambda: bilevel.GMRES(restart=0), "GMRES: restart must be an integer of at least 1"),
+        (lambda: bilevel.Nystrom(rank=0), "Nystrom: rank must be an integer of at least 1"),
+        (lambda: bilevel.Nystrom(rank=2, rho=0.0), "Nystrom: rho must be finite and above 0"),
+        (lambda: bilevel.Exact(max_size=0), "Exact: max_size must be an integer of at least 1"),
+        (lambda: bilevel.ScaledIdentity(-1.0), "ScaledIdentity: scale must be finite"),
+        (lambda: bilevel.Chebyshev(lower=2.0, upper=1.0), "Chebyshev: lower 2.0 is above upper"),
+    ],
+)
+def test_a_solver_of_impossible_numbers_is_refused_where_it_is_made(
+    make: Callable[[], Any], message: str
+) -> None:
+    with refused(message):
+        make()
+
+
+def test_a_problem_too_large_to_write_down_is_refused_before_it_is() -> None:
+    theta = torch.zeros(9, dtype=F64)
+    with refused("Exact: the operator is 9 x 9"):
+        bilevel.implicit_grad(
+            outer,
+            lambda p, t: (t**2).sum() * p.sum(),
+            PHI,
+            theta + 1,
+            solver=bilevel.Exact(max_size=8),
+        )
