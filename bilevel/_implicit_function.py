@@ -101,8 +101,14 @@ def _guarded(rule: Callable[..., Any]) -> Callable[..., Any]:
     return guarded
 
 
-def _saved(ctx: Any) -> list[Tensor]:
-    return [_transforms.alive(tensor) for tensor in ctx.saved_tensors]
+def _released(found: Sequence[Tensor | None], given: Sequence[Tensor]) -> list[Tensor | None]:
+    """Without the graph of a rule's own making, where nothing it was given could need it.
+
+    So it is in a pullback that is called, with gradients enabled, after its transform has ended.
+    """
+    if _transforms.active() or _transforms.pushing() or any(one.requires_grad for one in given):
+        return list(found)
+    return [None if one is None else one.detach() for one in found]
 
 
 class LinearSolve(torch.autograd.Function):
@@ -134,7 +140,8 @@ class LinearSolve(torch.autograd.Function):
             at = lambda p: condition.field(p, *moving)  # noqa: E731
             return _over_columns(lambda row: vjp(at, [point], row)[0], x, left)
 
-        return None, None, b_bar, *vjp(pulled, [x, *params], -right)
+        found = [b_bar, *vjp(pulled, [x, *params], -right)]
+        return None, None, *_released(found, [gradient, y, x, *params])
 
     @staticmethod
     @_guarded
@@ -197,7 +204,8 @@ class Attach(torch.autograd.Function):
         x, *params = _transforms.unwrapped(ctx.saved_tensors)
         adjoint = LinearSolve.apply(ctx.condition, True, gradient, x, *params)
         field = ctx.condition.field
-        return None, None, *vjp(lambda *moving: field(x, *moving), params, -adjoint)
+        found = vjp(lambda *moving: field(x, *moving), params, -adjoint)
+        return None, None, *_released(found, [gradient, *params])
 
     @staticmethod
     @_guarded

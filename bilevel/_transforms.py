@@ -21,7 +21,12 @@ def active() -> bool:
 
 def differentiating() -> bool:
     """Whether anything could be recording derivatives: autograd, a dual level, a transform."""
-    return torch.is_grad_enabled() or forward_ad._current_level >= 0 or active()
+    return torch.is_grad_enabled() or pushing() or active()
+
+
+def pushing() -> bool:
+    """Whether a dual level of ``torch.autograd.forward_ad`` is open."""
+    return forward_ad._current_level >= 0
 
 
 def unwrapped(tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -30,15 +35,10 @@ def unwrapped(tensors: Sequence[Tensor]) -> list[Tensor]:
     The function that ``torch.func.vjp`` returns runs after it; what a rule has saved then still
     wears a wrapper that no longer records, and every derivative taken through it would be zero.
     """
-    return [_functorch.unwrap_if_dead(tensor) for tensor in tensors]
+    return [_inside(tensor) for tensor in tensors]
 
 
-def alive(tensor: Tensor) -> Tensor:
-    """The tensor inside the wrappers of transforms that are over.
-
-    ``torch.func.vjp`` hands out a pullback and ends: what was saved for it comes back in a wrapper
-    that still claims to require grad, but has no graph.
-    """
+def _inside(tensor: Tensor) -> Tensor:
     while (inside := _functorch.unwrap_if_dead(tensor)) is not tensor:
         tensor = inside
     return tensor

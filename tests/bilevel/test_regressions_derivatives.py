@@ -205,6 +205,15 @@ def test_a_pullback_called_after_its_transform_has_ended_is_right_to_second_orde
     torch.testing.assert_close(every.detach(), first)
 
 
+def test_a_pullback_of_what_requires_no_grad_requires_none_and_holds_no_graph() -> None:
+    lam = torch.tensor(0.7, dtype=F64)
+    theta, H = ridge_solution(lam)
+    pullback = torch.func.vjp(lambda penalty: bilevel.argmin(ridge_inner, penalty, theta), lam)[1]
+    (pulled,) = pullback(normal(5, seed=1))
+    assert not pulled.requires_grad
+    torch.testing.assert_close(pulled, -normal(5, seed=1) @ torch.linalg.solve(H, theta))
+
+
 @pytest.mark.parametrize("solver", [None, bilevel.GMRES(rtol=1e-12), bilevel.BiCGStab(rtol=1e-12)])
 def test_jvp_and_vjp_are_adjoint(solver: bilevel.Solver | None) -> None:
     W = 0.4 * normal(5, 5, seed=3)
