@@ -6,14 +6,15 @@ import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from types import CodeType, FunctionType, MethodType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-RngState = tuple[Tensor, Tensor | None]
+RngState = tuple[Tensor, ...]
 
 Place = tuple[Any, Any]
 """A dict or list and a key of it: where a buffer hangs."""
@@ -29,7 +30,9 @@ class Guard:
     """Evaluates user functions under one remembered state of the random generators.
 
     Every evaluation inside :meth:`replay` sees the same random numbers, so that dropout masks
-    agree between the objective, its gradient and every Hessian-vector product. Buffers of every
+    agree between the objective, its gradient and every Hessian-vector product: those of the global
+    generators, and of every ``torch.Generator`` the functions reach. It runs under the caller's
+    autocast, which the package's own algebra does not. Buffers of every
     module the functions reach are stood in for by copies meanwhile. The originals are never
     written, so a graph that outlives the evaluation (ours, or one of the user's) stays valid. On
     the way out, also after an error, generators and modules are as they were.
@@ -45,19 +48,25 @@ class Guard:
         self, functions: Sequence[Callable[..., Any]], arguments: Any, device: torch.device
     ) -> None:
         self._device = device
-        self._places = _places([*functions, arguments])
+        found = _search([*functions, arguments])
+        self._places = _places(found)
+        self._generators = found.generators
         self._seed = self._rng()
+        self._autocast = _autocast(device)
 
     def _rng(self) -> RngState:
-        if self._device.type in ("cpu", "meta"):
-            return torch.get_rng_state(), None
-        module = torch.get_device_module(self._device)
-        return torch.get_rng_state(), module.get_rng_state(self._device)
+        states = [torch.get_rng_state()]
+        if self._device.type not in ("cpu", "meta"):
+            states.append(torch.get_device_module(self._device).get_rng_state(self._device))
+        return (*states, *(generator.get_state() for generator in self._generators))
 
-    def _set_rng(self, state: RngState) -> None:
-        torch.set_rng_state(state[0])
-        if state[1] is not None:
-            torch.get_device_module(self._device).set_rng_state(state[1], self._device)
+    def _set_rng(self, states: RngState) -> None:
+        pending = iter(states)
+        torch.set_rng_state(next(pending))
+        if self._device.type not in ("cpu", "meta"):
+            torch.get_device_module(self._device).set_rng_state(next(pending), self._device)
+        for generator, state in zip(self._generators, pending, strict=True):
+            generator.set_state(state)
 
     @contextmanager
     def replay(self) -> Iterator[None]:
@@ -69,38 +78,65 @@ class Guard:
         try:
             for (holder, key), buffer in zip(self._places, originals, strict=True):
                 holder[key] = copies[id(buffer)]
-            yield
+            with self._autocast():
+                yield
         finally:
             for (holder, key), buffer in zip(self._places, originals, strict=True):
                 holder[key] = buffer
             self._set_rng(before)
 
 
-def _places(roots: Sequence[Any]) -> list[Place]:
+def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
+    """Turn the caller's autocast off, where there is such a thing."""
+    if not torch.amp.is_autocast_available(device.type):
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
+def _autocast(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+    """What puts the autocast of this moment in force again."""
+    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(
+        device.type
+    ):
+        return nullcontext
+    dtype = torch.get_autocast_dtype(device.type)
+    return lambda: torch.autocast(device.type, dtype=dtype)
+
+
+def _places(found: _Found) -> list[Place]:
     """Where the buffers hang of every module in reach: in the modules, and in dicts and lists.
 
     The latter hold what ``functional_call`` is given, such as ``dict(module.named_buffers())``.
     """
-    modules, containers = _search(roots)
     places: list[Place] = [
         (module._buffers, name)
-        for module in modules
+        for module in found.modules
         for name, buffer in module._buffers.items()
         if buffer is not None
     ]
     buffers = {id(holder[name]) for holder, name in places}
     if not buffers:
         return []
-    for container in containers:
+    for container in found.containers:
         items = container.items() if isinstance(container, dict) else enumerate(container)
         places.extend((container, key) for key, item in items if id(item) in buffers)
     return places
 
 
-def _search(roots: Sequence[Any]) -> tuple[list[torch.nn.Module], list[Any]]:
-    """The modules (children included) and the dicts and lists in reach of some objects."""
+@dataclass(frozen=True)
+class _Found:
+    """What a search came across: modules (children included), dicts and lists, generators."""
+
+    modules: list[torch.nn.Module]
+    containers: list[Any]
+    generators: list[torch.Generator]
+
+
+def _search(roots: Sequence[Any]) -> _Found:
+    """Everything of interest in reach of some objects."""
     modules: dict[int, torch.nn.Module] = {}
     containers: list[Any] = []
+    generators: list[torch.Generator] = []
     pending: list[Any] = list(roots)
     seen: dict[int, Any] = {}  # holds what it has seen, so that no id is given out again
     while pending:
@@ -110,6 +146,8 @@ def _search(roots: Sequence[Any]) -> tuple[list[torch.nn.Module], list[Any]]:
         seen[id(item)] = item
         if isinstance(item, torch.nn.Module):
             modules.update((id(module), module) for module in item.modules())
+        elif isinstance(item, torch.Generator):
+            generators.append(item)
         elif isinstance(item, FunctionType):
             pending.extend(_reached(item))
         elif isinstance(item, MethodType):
@@ -125,7 +163,7 @@ def _search(roots: Sequence[Any]) -> tuple[list[torch.nn.Module], list[Any]]:
             pending.extend(_attributes(item))
         elif callable(item):  # functools.cache and the like
             pending.append(getattr(item, "__wrapped__", None))
-    return list(modules.values()), containers
+    return _Found(list(modules.values()), containers, generators)
 
 
 def _reached(function: FunctionType) -> list[Any]:

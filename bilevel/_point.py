@@ -52,6 +52,7 @@ class Point:
         outer_args = _usable(check_args(outer_args, "outer_args"))
         inner_args = _usable(check_args(inner_args, "inner_args"))
         functions = [outer, inner, curvature]
+        originals = [*phi_leaves, *theta_leaves]
         guard = Guard(functions, (outer_args, inner_args), theta_layout.device)
         return cls(
             hvp=hvp,
@@ -61,8 +62,8 @@ class Point:
             theta_layout=theta_layout,
             phi=fresh(phi_leaves),
             theta=fresh(theta_leaves),
-            outer=Objective(outer, "outer", phi_layout, theta_layout, outer_args, guard),
-            inner=Objective(inner, "inner", phi_layout, theta_layout, inner_args, guard),
+            outer=Objective(outer, "outer", phi_layout, theta_layout, outer_args, guard, originals),
+            inner=Objective(inner, "inner", phi_layout, theta_layout, inner_args, guard, originals),
         )
 
     def first_order(self) -> tuple[Tensor, Sequence[Tensor | None], Tensor]:

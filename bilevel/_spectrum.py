@@ -164,5 +164,5 @@ def low_rank(operator: LinearOperator, rank: int, seed: int, level: float | None
 
 def _random_rows(operator: LinearOperator, count: int, seed: int) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
-    rows = torch.randn(count, operator.size, generator=generator, dtype=torch.float64)
+    rows = torch.randn(count, operator.size, generator=generator, dtype=torch.float64, device="cpu")
     return rows.to(operator.dtype).to(operator.device)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bilevel import _transforms
 from bilevel._closures import follows
+from bilevel._guard import without_autocast
 from bilevel.errors import (
     ConvergenceWarning,
     InputError,
@@ -113,7 +114,8 @@ def solve_rows(
             f"state is {described(state)}; wanted the dict of tensors of an earlier solve "
             "(Solution.state), or None."
         )
-    with torch.no_grad():
+    # The caller's autocast is for the caller's functions: a solve in bfloat16 meets no tolerance.
+    with torch.no_grad(), without_autocast(operator.device):
         solution = _solve(_Counted(operator, len(rows)), rows, solver, initial, state)
     if not solution.result.ok:
         _report(solution, solver, on_failure)

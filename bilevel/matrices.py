@@ -33,9 +33,7 @@ class Matrix(LinearOperator):
         if not bool(torch.isfinite(matrix).all()):
             raise InputError("matrix holds a NaN or an infinity.")
         if symmetric is None:
-            scale = float(matrix.abs().max()) if matrix.numel() else 0.0
-            gap = float((matrix - matrix.mT).abs().max()) if matrix.numel() else 0.0
-            symmetric = gap <= 8 * torch.finfo(matrix.dtype).eps * scale
+            symmetric = _is_symmetric(matrix)
         batch = matrix.shape[0] if matrix.ndim == 3 else None
         super().__init__(
             matrix.shape[-1], matrix.dtype, matrix.device, symmetric=symmetric, batch=batch
@@ -135,13 +133,25 @@ class FunctionOperator(LinearOperator):
         return torch.stack([self._checked(self._transposed, row) for row in rows])
 
     def _checked(self, product: Callable[[Tensor], Tensor], row: Tensor) -> Tensor:
-        value = product(row)
+        value = product(row.clone())  # a product that works in place must not touch the solver's
         if not isinstance(value, Tensor) or value.shape != row.shape or value.dtype != row.dtype:
             raise InputError(
                 f"matvec returned {described(value)}; wanted a {row.dtype} tensor of shape "
                 f"{tuple(row.shape)}."
             )
         return value
+
+
+def _is_symmetric(matrix: Tensor) -> bool:
+    """Entry by entry, to rounding on the scale of the entry or of its row and column.
+
+    The largest entry of all would hide what the small ones say.
+    """
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1).abs().sqrt()
+    scale = torch.maximum(matrix.abs(), matrix.mT.abs())
+    scale = torch.maximum(scale, diagonal.unsqueeze(-1) * diagonal.unsqueeze(-2))
+    rounding = 8 * torch.finfo(matrix.dtype).eps
+    return bool(((matrix - matrix.mT).abs() <= rounding * scale).all())
 
 
 def _times(matrix: Tensor, rows: Tensor) -> Tensor:

@@ -56,7 +56,7 @@ class LinearOperator(abc.ABC):
     ) -> None:
         self.size = size
         self.dtype = dtype
-        self.device = torch.device(device)
+        self.device = torch.empty(0, device=device).device  # "cuda" means one of them
         self.symmetric = symmetric
         self.layout = layout
         self.batch = batch

@@ -69,7 +69,9 @@ class Jacobi(Preconditioner):
         generator = torch.Generator().manual_seed(self.seed)
         total = torch.zeros((), dtype=operator.dtype, device=operator.device)
         for _ in range(self.probes):
-            signs = torch.randint(0, 2, (operator.batch or 1, operator.size), generator=generator)
+            signs = torch.randint(
+                0, 2, (operator.batch or 1, operator.size), generator=generator, device="cpu"
+            )
             signs = (2 * signs - 1).to(operator.dtype).to(operator.device)
             total = total + signs * operator.rows(signs)
         mean = total / self.probes
@@ -133,7 +135,7 @@ def precondition(preconditioner: PreconditionerLike | None, state: State, rows: 
         return rows
     if isinstance(preconditioner, Preconditioner):
         return preconditioner.apply(state, rows)
-    applied = torch.stack([preconditioner(row) for row in rows])
+    applied = torch.stack([preconditioner(row.clone()) for row in rows])
     if applied.shape != rows.shape or applied.dtype != rows.dtype:
         raise InputError(
             f"the preconditioner returned {applied.dtype} of shape {tuple(applied.shape[1:])}; "

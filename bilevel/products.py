@@ -30,6 +30,8 @@ class Objective:
         theta: layout of theta.
         args: passed through.
         guard: replays the randomness, so that every evaluation sees the same.
+        originals: the user's own tensors of phi and theta; a value that depends on one of them
+            directly, past the arguments, is refused.
     """
 
     def __init__(
@@ -40,15 +42,25 @@ class Objective:
         theta: Layout,
         args: Sequence[Any],
         guard: Guard,
+        originals: Sequence[Tensor] = (),
     ) -> None:
         self.function, self.name, self.args, self.guard = function, name, tuple(args), guard
         self.phi, self.theta = phi, theta
+        self._originals = {id(leaf): leaf for leaf in originals if leaf.requires_grad}
 
     def __call__(self, phi: Sequence[Tensor], theta: Sequence[Tensor]) -> Tensor:
         """The value, refused unless it is a 0-d floating tensor."""
         with self.guard.replay():
             value = self.function(self.phi.tree(phi), self.theta.tree(theta), *self.args)
-        return check_scalar(value, self.name)
+        value = check_scalar(value, self.name)
+        if self._originals and any(id(x) in self._originals for x in leaves_of_graph(value)):
+            raise InputError(
+                f"{self.name} uses a parameter of phi or theta itself, past its arguments: that "
+                "part of the derivative would be lost without a word. Use what the function is "
+                "handed: torch.func.functional_call(module, theta, x) in place of module(x). If it "
+                "is meant as a constant, detach it."
+            )
+        return value
 
 
 class Products(abc.ABC):
@@ -146,9 +158,12 @@ class ForwardOverReverse(Products):
 class FiniteDifference(Products):
     """Central differences of the gradient along v: two gradients a product, no second derivative.
 
-    The step is ``cbrt(eps) (1 + ||theta||) / ||v||``, which balances truncation against rounding;
-    expect a relative error near 1e-10 in float64 and 1e-4 in float32. The only way through
-    kernels without a second derivative (recurrent layers of cuDNN, fused attention).
+    The step along v is the largest that moves no entry of theta by more than ``2 cbrt(eps)`` times
+    the root mean square of its leaf (of all of theta for a leaf of zeros), which balances
+    truncation against rounding; expect a relative error near 1e-9 in float64 and 1e-3 in float32.
+    The first product is made at two steps; that they disagree is the one sign of a bad step, and
+    warned of. The only way through kernels without a second derivative (recurrent layers of cuDNN,
+    fused attention).
 
     Reference:
         Pearlmutter, Fast exact multiplication by the Hessian, 1994, section 2 (what it replaces);
@@ -169,25 +184,48 @@ class FiniteDifference(Products):
         self._phi, self._theta = _detached(phi), _detached(theta)
         self._flat = objective.theta.join(self._theta)
         eps = torch.finfo(objective.theta.dtype).eps
-        self._reach = eps ** (1 / 3) * (1 + torch.linalg.vector_norm(self._flat))
+        self._reach = 2 * eps ** (1 / 3) * _scales(self._theta)
+        self._compared = False
         self.value, self.gradient, self.unused, self._used = _first_order(objective, phi, theta)
 
     def rows(self, rows: Tensor) -> Tensor:
-        return torch.stack([self._difference(row, self._gradient_at) for row in rows])
+        found = torch.stack([self._difference(row, self._gradient_at) for row in rows])
+        if not self._compared and found.numel():
+            self._compared = True
+            self._compare(rows[0], found[0])
+        return found
 
     def mixed(self, vector: Tensor) -> Sequence[Tensor | None]:
         found = self._difference(vector, self._phi_gradient_at)
         return _where(self._used, self._objective.phi.split(found))
 
-    def _difference(self, vector: Tensor, slope: Callable[[Tensor], Tensor]) -> Tensor:
-        # Scaled by its largest entry first: the norm of 1e-30 vanishes in float32.
-        largest = vector.abs().amax() if vector.numel() else vector.new_zeros(())
+    def _difference(
+        self, vector: Tensor, slope: Callable[[Tensor], Tensor], shrink: float = 1.0
+    ) -> Tensor:
+        # Scaled by its largest entry first: what is made of 1e-30 vanishes in float32.
+        if not vector.numel():
+            return torch.zeros_like(slope(self._flat))
+        largest = vector.abs().amax()
         direction = vector / torch.where(largest > 0, largest, 1.0)
-        norm = torch.linalg.vector_norm(direction)
-        step = self._reach / torch.where(norm > 0, norm, 1.0)
+        step = shrink * (self._reach / direction.abs()).amin()  # no limit where v is zero
+        step = torch.where(torch.isfinite(step), step, 1.0)
         ahead = slope(self._flat + step * direction)
         behind = slope(self._flat - step * direction)
         return (ahead - behind) * (largest / (2 * step))
+
+    def _compare(self, vector: Tensor, found: Tensor) -> None:
+        finer = self._difference(vector, self._gradient_at, shrink=0.25)
+        size = torch.maximum(torch.linalg.vector_norm(found), torch.linalg.vector_norm(finer))
+        gap = float(torch.linalg.vector_norm(found - finer) / torch.where(size > 0, size, 1.0))
+        if gap > _WORST_GAP:
+            warnings.warn(
+                f"finite differences of the gradient of {self._objective.name} at two step sizes "
+                f"disagree by {gap:.0%}: Hessian-vector products are that uncertain. The gradient "
+                "is too rough, or theta's entries too different in scale, for this precision. Use "
+                'float64, hvp="reverse", or bring theta to one scale.',
+                ProductWarning,
+                stacklevel=outside(),
+            )
 
     def _gradient_at(self, flat: Tensor) -> Tensor:
         value, theta, _ = self._at(flat)
@@ -298,15 +336,29 @@ def _where(used: Sequence[bool], leaves: Sequence[Tensor]) -> list[Tensor | None
     return [leaf if known else None for known, leaf in zip(used, leaves, strict=True)]
 
 
+def _scales(leaves: Sequence[Tensor]) -> Tensor:
+    """The root mean square of its leaf for every entry of the flat vector; 1 if all are zero."""
+    squares = [leaf.square().mean() if leaf.numel() else leaf.new_zeros(()) for leaf in leaves]
+    total = torch.cat([leaf.reshape(-1) for leaf in leaves]).square().sum()
+    overall = (total / max(1, sum(leaf.numel() for leaf in leaves))).sqrt()
+    overall = torch.where(overall > 0, overall, 1.0)
+    scales = [torch.where(square > 0, square.sqrt(), overall) for square in squares]
+    return torch.cat([s.expand(leaf.numel()) for s, leaf in zip(scales, leaves, strict=True)])
+
+
 def _detached(leaves: Sequence[Tensor]) -> list[Tensor]:
     return [leaf.detach() for leaf in leaves]
 
+
+# Two steps of finite differences may differ by this much before it is said.
+_WORST_GAP = 0.05
 
 _REFUSALS = (
     r"derivative for '?([^' ]+)'? is not implemented",
     r"(.*does not (?:currently )?support double backward.*)",
     r"([Dd]ouble backwards? is not supported.*)",
     r"(.*not differentiable twice.*)",
+    r"(.*no autograd formula was registered.*)",
 )
 
 
