@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import copy
+import functools
+import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
-from bilevel._checks import check_scalar
-from bilevel._tree import Layout, Tree, flatten
+from bilevel._autodiff import filled, gradient
+from bilevel._checks import check_args, check_scalar
+from bilevel._resume import check_fits
+from bilevel._tree import Layout, Tree, check_finite, flatten
 from bilevel.errors import InputError, NonFiniteError
 from bilevel.problem import ImplicitProblem
 from bilevel.report import HypergradientInfo
@@ -28,7 +34,7 @@ class BilevelOptimizer:
     Args:
         problem: the objectives and how hypergradients are taken.
         outer_optimizer: holds the leaves of phi.
-        inner_optimizer: holds the leaves of theta.
+        inner_optimizer: holds the leaves of theta; LBFGS and its like are called with a closure.
         phi: the tree ``outer`` and ``inner`` are called with, of the leaves (parameters that
             require grad) the outer optimizer holds; None (default) is the list of them.
         theta: the same for the inner optimizer.
@@ -39,7 +45,7 @@ class BilevelOptimizer:
         accumulate: hypergradients averaged before each step on phi (default 1).
         outer_max_norm: clip the norm of phi's gradient; None (default) does not.
         inner_max_norm: the same for theta's gradient.
-        outer_scheduler: stepped after each step on phi.
+        outer_scheduler: stepped after each step on phi; ``ReduceLROnPlateau`` on the outer value.
         inner_scheduler: stepped after each step on theta.
 
     Raises:
@@ -78,6 +84,16 @@ class BilevelOptimizer:
         outer_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         inner_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
     ) -> None:
+        if not isinstance(problem, ImplicitProblem):
+            raise InputError(f"problem must be a bilevel.ImplicitProblem, found {problem!r}.")
+        _check_optimizer(outer_optimizer, "outer_optimizer")
+        _check_optimizer(inner_optimizer, "inner_optimizer")
+        if _needs_closure(outer_optimizer):
+            raise InputError(
+                f"outer_optimizer is a {type(outer_optimizer).__name__}, which evaluates its "
+                "objective again and again; a hypergradient is taken once a step. Use SGD, Adam "
+                "or the like (the inner optimizer may be of that kind)."
+            )
         for name, count, least in (
             ("inner_steps", inner_steps, 0),
             ("reuse_state", reuse_state, 1),
@@ -91,17 +107,20 @@ class BilevelOptimizer:
         self.problem = problem
         self.outer_optimizer, self.inner_optimizer = outer_optimizer, inner_optimizer
         self.outer_scheduler, self.inner_scheduler = outer_scheduler, inner_scheduler
-        self.phi = _held(outer_optimizer) if phi is None else phi
-        self.theta = _held(inner_optimizer) if theta is None else theta
+        self.phi: Tree = _held(outer_optimizer) if phi is None else phi
+        self.theta: Tree = _held(inner_optimizer) if theta is None else theta
         self._phi, self._phi_layout = _leaves(self.phi, "phi", outer_optimizer)
         self._theta, self._theta_layout = _leaves(self.theta, "theta", inner_optimizer)
+        if {id(leaf) for leaf in self._phi} & {id(leaf) for leaf in self._theta}:
+            raise InputError("phi and theta share a leaf; each optimizer needs leaves of its own.")
         self.inner_steps, self.warm_start = inner_steps, warm_start
         self.reuse_state, self.accumulate = reuse_state, accumulate
         self.outer_max_norm, self.inner_max_norm = outer_max_norm, inner_max_norm
         self.calls = 0
         self._adjoint: Tensor | None = None
         self._state: State | None = None
-        self._gathered: list[Tensor] | None = None
+        self._gathered: list[Tensor] = []
+        self._pending = 0
 
     def step(
         self,
@@ -116,7 +135,7 @@ class BilevelOptimizer:
             inner_args: passed to ``inner``, in the steps on theta and in the hypergradient.
             outer_args: passed to ``outer``.
             inner_batches: arguments of ``inner`` for each of the steps on theta, if they should
-                differ; at least ``inner_steps`` of them.
+                differ; at least ``inner_steps`` of them, and no more are taken from an iterator.
 
         Returns:
             The report of the hypergradient, as ``implicit_grad(..., return_info=True)`` gives it.
@@ -126,10 +145,11 @@ class BilevelOptimizer:
             NonFiniteError: an objective or a gradient is NaN or infinite. Neither phi nor its
                 optimizer has moved then.
         """
+        inner_args = check_args(inner_args, "inner_args")
         self._descend(inner_args, inner_batches)
         self._draw()
         fresh = self.calls % self.reuse_state == 0
-        gradient, info = self.problem.implicit_grad(
+        found, info = self.problem.implicit_grad(
             self.phi,
             self.theta,
             outer_args=outer_args,
@@ -142,10 +162,10 @@ class BilevelOptimizer:
             self._adjoint = self._theta_layout.join(flatten(info.adjoint, "adjoint")[0])
         if self.reuse_state > 1:
             self._state = info.state
-        self._gather(flatten(gradient, "gradient")[0])
+        self._gather(flatten(found, "the hypergradient")[0])
         self.calls += 1
-        if self.calls % self.accumulate == 0:
-            self._step_outer()
+        if self._pending >= self.accumulate:
+            self._step_outer(info.outer_value)
         return info
 
     def _draw(self) -> None:
@@ -171,31 +191,43 @@ class BilevelOptimizer:
                 raise InputError(
                     f"inner_batches ended after {index} item(s); inner_steps is {self.inner_steps}."
                 )
-            with torch.enable_grad():
-                value = check_scalar(self.problem.inner(phi, self.theta, *args), "inner")
-            found = torch.autograd.grad(value, self._theta, materialize_grads=True)
-            if not bool(torch.isfinite(value.detach())):
-                raise NonFiniteError(
-                    f"inner is {float(value.detach())} at inner step {index}; theta has not moved "
-                    "in this step. Lower the inner learning rate or clip with inner_max_norm."
-                )
-            _apply(self._theta, found, self.inner_optimizer, self.inner_max_norm)
-            if self.inner_scheduler is not None:
-                self.inner_scheduler.step()
+            closure = functools.partial(self._inner_closure, phi, args, index)
+            if _needs_closure(self.inner_optimizer):
+                value = self.inner_optimizer.step(closure)
+            else:
+                value = closure()
+                self.inner_optimizer.step()
+            _clear(self._theta)
+            _tick(self.inner_scheduler, value)
+
+    def _inner_closure(self, phi: Tree, args: Sequence[Any], index: int) -> Any:
+        """The inner objective, with its gradient in ``.grad``, as torch optimizers ask for it."""
+        with torch.enable_grad():
+            value = check_scalar(self.problem.inner(phi, self.theta, *args), "inner")
+        found = gradient(value, self._theta, "inner")
+        value = value.detach()
+        if not bool(torch.isfinite(value)):
+            raise NonFiniteError(
+                f"inner is {float(value)} at inner step {index}; theta has not moved in this step. "
+                "Lower the inner learning rate or clip with inner_max_norm."
+            )
+        slope = filled(found, self._theta)
+        check_finite(self.theta, slope, f"the gradient of inner at inner step {index}: theta")
+        _set_gradient(self._theta, slope, self.inner_max_norm)
+        return value
 
     def _gather(self, gradient: Sequence[Tensor]) -> None:
-        if self._gathered is None:
-            self._gathered = list(gradient)
-        else:
-            self._gathered = [a + b for a, b in zip(self._gathered, gradient, strict=True)]
+        pairs = zip(self._gathered, gradient, strict=True)
+        self._gathered = [a + b for a, b in pairs] if self._pending else list(gradient)
+        self._pending += 1
 
-    def _step_outer(self) -> None:
-        assert self._gathered is not None
-        mean = [leaf / self.accumulate for leaf in self._gathered]
-        self._gathered = None
-        _apply(self._phi, mean, self.outer_optimizer, self.outer_max_norm)
-        if self.outer_scheduler is not None:
-            self.outer_scheduler.step()
+    def _step_outer(self, value: float) -> None:
+        mean = [leaf / self._pending for leaf in self._gathered]
+        self._gathered, self._pending = [], 0
+        _set_gradient(self._phi, mean, self.outer_max_norm)
+        self.outer_optimizer.step()
+        _clear(self._phi)
+        _tick(self.outer_scheduler, value)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs to go on to the same numbers.
@@ -203,6 +235,7 @@ class BilevelOptimizer:
         Parameters, both optimizers and schedulers, the adjoint, the solver's state, gradients
         gathered so far, the counter, and the random state of the CPU and of the parameters'
         device. Tensors and plain values only: ``torch.load(..., weights_only=True)`` reads it.
+        Buffers of modules and the order of the data are not the loop's: save them beside it.
         """
         device = self._theta_layout.device
         rng = {"cpu": torch.get_rng_state()}
@@ -210,50 +243,46 @@ class BilevelOptimizer:
             rng["device"] = torch.get_device_module(device).get_rng_state(device)
         optional = (self.outer_scheduler, self.inner_scheduler)
         outer_scheduler, inner_scheduler = (s and s.state_dict() for s in optional)
-        return {
+        state = {
             "version": _VERSION,
             "calls": self.calls,
-            "phi": [leaf.detach().clone() for leaf in self._phi],
-            "theta": [leaf.detach().clone() for leaf in self._theta],
-            "outer_optimizer": _copied(self.outer_optimizer.state_dict()),
-            "inner_optimizer": _copied(self.inner_optimizer.state_dict()),
+            "phi": [leaf.detach() for leaf in self._phi],
+            "theta": [leaf.detach() for leaf in self._theta],
+            "outer_optimizer": self.outer_optimizer.state_dict(),
+            "inner_optimizer": self.inner_optimizer.state_dict(),
             "outer_scheduler": outer_scheduler,
             "inner_scheduler": inner_scheduler,
-            "adjoint": _copied(self._adjoint),
-            "solver_state": _copied(self._state),
-            "gathered": _copied(self._gathered),
+            "adjoint": self._adjoint,
+            "solver_state": self._state,
+            "gathered": self._gathered,
+            "pending": self._pending,
             "rng": rng,
         }
+        return copy.deepcopy(state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where :meth:`state_dict` was taken; refused whole if it does not fit.
 
         Raises:
-            InputError: another version, other parameters, or an optimizer that differs.
+            InputError: another version, other parameters, or an optimizer or a scheduler of
+                another kind. Nothing has changed then.
         """
         if not isinstance(state, dict) or state.get("version") != _VERSION:
             found = state.get("version") if isinstance(state, dict) else type(state).__name__
             raise InputError(f"state has version {found!r}; this release reads {_VERSION}.")
-        missing = self.state_dict().keys() - state.keys()
-        if missing:
-            raise InputError(f"state lacks {', '.join(sorted(missing))}.")
-        for name, leaves in (("phi", self._phi), ("theta", self._theta)):
-            _check_leaves(state[name], leaves, name)
-        for name in ("outer_scheduler", "inner_scheduler"):
-            if (getattr(self, name) is None) != (state[name] is None):
-                raise InputError(f"{name} is in one of the running and the saved loop only.")
         before = self.state_dict()
+        check_fits(state, before, self._theta_layout.size)
         try:
-            self._load(state)
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            self._load(copy.deepcopy(state))
+        except Exception as error:
             self._load(before)
             raise InputError(
-                f"state does not fit this loop; nothing was loaded: {error}"
+                f"state does not fit this loop; nothing was loaded: {error!r}"
             ) from error
 
     def _load(self, state: dict[str, Any]) -> None:
-        self.outer_optimizer.load_state_dict(_copied(state["outer_optimizer"]))
-        self.inner_optimizer.load_state_dict(_copied(state["inner_optimizer"]))
+        self.outer_optimizer.load_state_dict(state["outer_optimizer"])
+        self.inner_optimizer.load_state_dict(state["inner_optimizer"])
         for name in ("outer_scheduler", "inner_scheduler"):
             scheduler = getattr(self, name)
             if scheduler is not None:
@@ -263,10 +292,12 @@ class BilevelOptimizer:
                 for leaf, saved in zip(leaves, state[name], strict=True):
                     leaf.copy_(saved)
         device = self._theta_layout.device
-        self.calls = int(state["calls"])
-        self._adjoint = _moved(state["adjoint"], device)
-        self._state = _moved(state["solver_state"], device)
-        self._gathered = _moved(state["gathered"], device)
+        self.calls, self._pending = state["calls"], state["pending"]
+        self._adjoint, self._state, self._gathered = pytree.tree_map_only(
+            Tensor,
+            lambda tensor: tensor.to(device),
+            (state["adjoint"], state["solver_state"], state["gathered"]),
+        )
         torch.set_rng_state(state["rng"]["cpu"].cpu())
         if "device" in state["rng"] and device.type != "cpu":
             torch.get_device_module(device).set_rng_state(state["rng"]["device"].cpu(), device)
@@ -293,47 +324,33 @@ def _leaves(
     return leaves, layout
 
 
-def _apply(
-    leaves: Sequence[Tensor],
-    gradients: Sequence[Tensor],
-    optimizer: torch.optim.Optimizer,
-    max_norm: float | None,
+def _check_optimizer(optimizer: Any, name: str) -> None:
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InputError(f"{name} must be a torch.optim.Optimizer, found {optimizer!r}.")
+
+
+def _needs_closure(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether ``step`` wants to evaluate the objective by itself, as LBFGS does."""
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    return closure is not None and closure.default is inspect.Parameter.empty
+
+
+def _set_gradient(
+    leaves: Sequence[Tensor], gradient: Sequence[Tensor], max_norm: float | None
 ) -> None:
-    for leaf, gradient in zip(leaves, gradients, strict=True):
-        leaf.grad = gradient
+    for leaf, slope in zip(leaves, gradient, strict=True):
+        leaf.grad = slope
     if max_norm is not None:
         torch.nn.utils.clip_grad_norm_(leaves, max_norm)
-    optimizer.step()
+
+
+def _clear(leaves: Sequence[Tensor]) -> None:
     for leaf in leaves:
         leaf.grad = None
 
 
-def _check_leaves(saved: Any, leaves: Sequence[Tensor], name: str) -> None:
-    if not isinstance(saved, list | tuple) or len(saved) != len(leaves):
-        raise InputError(f"state holds another number of leaves of {name} than {len(leaves)}.")
-    for index, (found, wanted) in enumerate(zip(saved, leaves, strict=True)):
-        if not isinstance(found, Tensor) or found.shape != wanted.shape:
-            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
-            raise InputError(
-                f"leaf {index} of {name} in state has shape {shape}; wanted {tuple(wanted.shape)}."
-            )
-
-
-def _copied(value: Any) -> Any:
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(item) for item in value)
-    return value
-
-
-def _moved(value: Any, device: torch.device) -> Any:
-    if isinstance(value, Tensor):
-        return value.to(device, copy=True)
-    if isinstance(value, dict):
-        return {key: _moved(item, device) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_moved(item, device) for item in value]
-    return value
+def _tick(scheduler: torch.optim.lr_scheduler.LRScheduler | None, value: Tensor | float) -> None:
+    if isinstance(scheduler, torch.optim.lr_scheduler.ReduceLROnPlateau):
+        scheduler.step(float(value))
+    elif scheduler is not None:
+        scheduler.step()
