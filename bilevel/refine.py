@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from bilevel import _autodiff
 from bilevel._tree import Tree
 from bilevel.curvature import HessianOperator
 from bilevel.errors import ConvergenceWarning, InputError, NonFiniteError, outside
@@ -32,15 +33,20 @@ def refine(
     optimizer: Callable[[list[Tensor]], torch.optim.Optimizer] | None,
 ) -> Tree:
     """See :meth:`bilevel.ImplicitProblem.refine`; ``phi`` and ``theta`` are leaves."""
-    if max_steps < 1:
-        raise InputError(f"max_steps must be at least 1, found {max_steps}.")
+    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
+        raise InputError(f"max_steps must be an integer of at least 1, found {max_steps!r}.")
+    if optimizer is not None and not callable(optimizer):
+        raise InputError(
+            "optimizer must be a function from leaves to a torch optimizer, such as "
+            f"lambda leaves: torch.optim.LBFGS(leaves); found {optimizer!r}."
+        )
     if tolerance is not None and not 0.0 <= tolerance < math.inf:
         raise InputError(f"tolerance must be a finite number of at least 0, found {tolerance}.")
     fixed = [leaf.detach() for leaf in phi]
     leaves = [leaf.detach().clone() for leaf in theta]
     start = float(torch.linalg.vector_norm(_gradient(inner, fixed, leaves)[1]))
     if tolerance is None:
-        tolerance = math.sqrt(torch.finfo(inner.theta.dtype).eps) * max(1.0, start)
+        tolerance = _default_tolerance(inner, fixed, leaves, start)
     if optimizer is None:
         leaves, reached = _newton(inner, fixed, leaves, hvp, damping, tolerance, max_steps)
     else:
@@ -54,6 +60,20 @@ def refine(
             stacklevel=outside(),
         )
     return inner.theta.tree(leaves)
+
+
+def _default_tolerance(
+    inner: Objective, phi: list[Tensor], theta: Sequence[Tensor], start: float
+) -> float:
+    """``sqrt(eps)`` on the scale of the gradient: its norm, or its change if theta were doubled.
+
+    The second keeps the tolerance within reach of a start that is nearly the minimum already.
+    """
+    small = math.sqrt(torch.finfo(inner.theta.dtype).eps)
+    here = _gradient(inner, phi, theta)[1]
+    there = _gradient(inner, phi, [leaf * (1 + small) for leaf in theta])[1]
+    change = float(torch.linalg.vector_norm(there - here)) / small
+    return small * max(start, change if math.isfinite(change) else 0.0)
 
 
 def _newton(
@@ -72,6 +92,7 @@ def _newton(
         made = products(
             hvp, inner, phi, [leaf.requires_grad_() for leaf in layout.split(flat.clone())]
         )
+        hvp = made.name  # so that a fallback is found, and warned of, once
         value, gradient = float(made.value), made.gradient
         norm = float(torch.linalg.vector_norm(gradient))
         _require_finite(value, norm)
@@ -112,7 +133,7 @@ def _line_search(
         found, gradient = _gradient(inner, phi, trial)
         if found <= value + _ARMIJO * step * slope:
             return step
-        rounding = 8 * torch.finfo(flat.dtype).eps * max(1.0, abs(value))
+        rounding = 8 * torch.finfo(flat.dtype).eps * max(abs(slope), abs(value))
         calm = float(torch.linalg.vector_norm(gradient)) < norm
         if abs(found - value) <= rounding and calm:
             return step
@@ -134,9 +155,8 @@ def _descend(
     def closure() -> Tensor:
         with torch.enable_grad():
             value = inner(phi, leaves)
-        found = torch.autograd.grad(value, leaves, materialize_grads=True)
-        for leaf, gradient in zip(leaves, found, strict=True):
-            leaf.grad = gradient
+        for leaf, slope in zip(leaves, _slopes(inner, value, leaves), strict=True):
+            leaf.grad = slope
         return value.detach()
 
     norm = math.inf
@@ -156,8 +176,11 @@ def _gradient(inner: Objective, phi: list[Tensor], theta: Sequence[Tensor]) -> t
     leaves = [leaf.detach().requires_grad_() for leaf in theta]
     with torch.enable_grad():
         value = inner(phi, leaves)
-    found = torch.autograd.grad(value, leaves, materialize_grads=True)
-    return float(value.detach()), inner.theta.join(found)
+    return float(value.detach()), inner.theta.join(_slopes(inner, value, leaves))
+
+
+def _slopes(inner: Objective, value: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+    return _autodiff.filled(_autodiff.gradient(value, leaves, inner.name), leaves)
 
 
 def _require_finite(value: float, norm: float) -> None:
