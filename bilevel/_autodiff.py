@@ -145,8 +145,8 @@ def uncompiled() -> AbstractContextManager[Any]:
     Compiled code has no second derivative; and a ``torch.func`` transform around it makes the
     compiler give up on the function for good.
     """
-    if "torch._dynamo" not in sys.modules:  # nothing can have been compiled
-        return nullcontext()
+    if "torch._dynamo" not in sys.modules or torch.compiler.is_compiling():
+        return nullcontext()  # nothing can have been compiled, or a caller's function is just now
     return torch.compiler.set_stance("force_eager")
 
 
@@ -187,22 +187,30 @@ def _nodes(value: Tensor) -> set[Any]:
     return seen
 
 
-def pull_rows(output: Tensor, sources: Sequence[Tensor], rows: Tensor) -> Tensor:
-    """``row' d output / d sources`` for every row of ``[k, m]``, flat: ``[k, n]``.
+def pull_rows(
+    output: Tensor, sources: Sequence[Tensor], rows: Tensor, out: Tensor | None = None
+) -> Tensor:
+    """``row' d output / d sources`` for every row of ``[k, m]``, flat: ``[k, n]``, in ``out``.
 
     The graph is kept. All rows go through it at once; one by one where something in it cannot be
     batched, such as a custom function that applies another, or a checkpoint that replays dropout.
     """
     if rows.shape[0] == 1:
-        return _pull(output, sources, rows, batched=False)
+        return _pull(output, sources, rows, batched=False, out=out)
     try:
-        return _pull(output, sources, rows, batched=True)
+        return _pull(output, sources, rows, batched=True, out=out)
     except RuntimeError:
         pass  # what is no matter of batching comes up again below
     return torch.cat([_pull(output, sources, row.unsqueeze(0), batched=False) for row in rows])
 
 
-def _pull(output: Tensor, sources: Sequence[Tensor], rows: Tensor, batched: bool) -> Tensor:
+def _pull(
+    output: Tensor,
+    sources: Sequence[Tensor],
+    rows: Tensor,
+    batched: bool,
+    out: Tensor | None = None,
+) -> Tensor:
     found = torch.autograd.grad(
         output,
         sources,
@@ -212,7 +220,7 @@ def _pull(output: Tensor, sources: Sequence[Tensor], rows: Tensor, batched: bool
         is_grads_batched=batched,
     )
     count = rows.shape[0]
-    return torch.cat([leaf.reshape(count, -1) for leaf in found], dim=1)
+    return torch.cat([leaf.reshape(count, -1) for leaf in found], dim=1, out=out)
 
 
 def _functional(

@@ -37,6 +37,9 @@ class HessianOperator(LinearOperator):
 
     rows_transposed = rows
 
+    def rows_into(self, rows: Tensor, out: Tensor) -> Tensor:
+        return self._source.rows_into(rows, out)
+
 
 class JacobianOperator(LinearOperator):
     """The Jacobian of a vector field at a point, or of a batch of fields at a batch of points.

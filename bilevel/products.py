@@ -76,11 +76,15 @@ class Products(abc.ABC):
     value: Tensor
     gradient: Tensor
     unused: tuple[int, ...]
-    name: str
+    name: HVP
 
     @abc.abstractmethod
     def rows(self, rows: Tensor) -> Tensor:
         """``H v`` for every row v of ``[k, n]``."""
+
+    def rows_into(self, rows: Tensor, out: Tensor) -> Tensor:
+        """:meth:`rows`, in the memory of ``out`` where that spares new memory."""
+        return self.rows(rows)
 
     @abc.abstractmethod
     def mixed(self, vector: Tensor) -> Sequence[Tensor | None]:
@@ -111,6 +115,11 @@ class KeptGraph(Products):
         if not self._graph.requires_grad:
             return torch.zeros_like(rows)
         return pull_rows(self._graph, self._theta, rows)
+
+    def rows_into(self, rows: Tensor, out: Tensor) -> Tensor:
+        if not self._graph.requires_grad:
+            return out.zero_()
+        return pull_rows(self._graph, self._theta, rows, out)
 
     def mixed(self, vector: Tensor) -> Sequence[Tensor | None]:
         if not self._graph.requires_grad:
@@ -265,11 +274,14 @@ class Automatic(Products):
         self.unused = self._products.unused
 
     @property
-    def name(self) -> str:  # type: ignore[override]
+    def name(self) -> HVP:  # type: ignore[override]
         return self._products.name
 
     def rows(self, rows: Tensor) -> Tensor:
         return self._retrying(lambda: self._products.rows(rows))
+
+    def rows_into(self, rows: Tensor, out: Tensor) -> Tensor:
+        return self._retrying(lambda: self._products.rows_into(rows, out))
 
     def mixed(self, vector: Tensor) -> Sequence[Tensor | None]:
         return self._retrying(lambda: self._products.mixed(vector))

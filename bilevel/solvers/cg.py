@@ -64,7 +64,7 @@ class CG(Iterative):
         x = torch.zeros_like(rhs)
         r = rhs.clone()
         z = precondition(self.preconditioner, state, r)
-        p = z.clone()
+        p, ap = z.clone(), torch.empty_like(rhs)
         rz = dot(r, z)
         floor = target.square()
         active = dot(r, r) > floor
@@ -80,7 +80,7 @@ class CG(Iterative):
         for step in range(self.steps(operator.size)):
             if step % every == 0 and not bool(active.any()):
                 break
-            ap = operator.rows(p)
+            ap = operator.rows_into(p, ap)
             pap = dot(p, ap)
             square = dot(p, p)
             track.note(pap, square, active)

@@ -101,7 +101,7 @@ class Neumann(Solver):
     ) -> Outcome:
         step = state["step"] if self.step == "auto" else rhs.new_full((1,), self.step)
         power = rhs.clone()
-        total = torch.zeros_like(rhs)
+        total, product = torch.zeros_like(rhs), torch.empty_like(rhs)
         track = CurvatureTrack(rhs)
         floor = target.square()
         square = start = dot(power, power)
@@ -116,7 +116,7 @@ class Neumann(Solver):
             active = (square > floor) & (square < ceiling)
             if early and term % every == 0 and not bool(active.any()):
                 break
-            product = operator.rows(power)
+            product = operator.rows_into(power, product)
             track.note(dot(power, product), square, active)
             move = column(active * step)
             total.addcmul_(power, move)
