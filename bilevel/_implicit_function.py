@@ -66,6 +66,8 @@ class Condition:
         """
         _transforms.refuse_legacy_vmap(b)
         n = x.shape[-1]
+        if n == 0:
+            return torch.zeros_like(b)
 
         def field(point: Tensor) -> Tensor:
             return self.field(point.view(x.shape), *params).reshape(point.shape)
@@ -95,7 +97,7 @@ def _guarded(rule: Callable[..., Any]) -> Callable[..., Any]:
 
     @functools.wraps(rule)
     def guarded(ctx: Any, *gradients: Any) -> Any:
-        with ctx.condition.guard.replay():
+        with ctx.condition.guard.replay(), _transforms.naming_ended():
             return rule(ctx, *gradients)
 
     return guarded

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -42,6 +43,21 @@ def _inside(tensor: Tensor) -> Tensor:
     while (inside := _functorch.unwrap_if_dead(tensor)) is not tensor:
         tensor = inside
     return tensor
+
+
+@contextmanager
+def naming_ended() -> Iterator[None]:
+    """Say what the framework's internal assertion on a wrapper of an ended transform means."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "INTERNAL ASSERT" not in str(error) or "level" not in str(error):
+            raise
+        raise TransformError(
+            "a function that defines a solution closes over a tensor that was made inside a "
+            "torch.func transform and has ended with it. Pass that tensor in args=(...) "
+            "(inner_args of a problem), or make it outside the transform."
+        ) from error
 
 
 def wrapped(*trees: Any) -> bool:

@@ -51,7 +51,7 @@ class Layout:
         pieces = vector.split(self.sizes)
         return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
 
-    def tree(self, leaves: Sequence[Tensor]) -> Tree:
+    def tree(self, leaves: Sequence[Any]) -> Tree:
         """Leaves to the user's tree."""
         return pytree.tree_unflatten(list(leaves), self.spec)
 
@@ -66,6 +66,9 @@ class Layout:
     def matching_leaves(self, tree: Tree, argument: str, like: str) -> list[Tensor]:
         """The leaves of ``tree``, refused unless structure, shapes, dtype and device match."""
         leaves, other = flatten(tree, argument)
+        if other.spec != self.spec:
+            tree = _reordered(tree, self.tree(range(len(self.shapes))))
+            leaves, other = flatten(tree, argument)
         if other.spec != self.spec:
             raise InputError(
                 f"{argument} has another tree structure than {like}: "
@@ -132,6 +135,16 @@ def flatten(tree: Tree, argument: str) -> tuple[list[Tensor], Layout]:
     shapes = tuple(leaf.shape for leaf in leaves)
     sizes = tuple(math.prod(shape) for shape in shapes)
     return leaves, Layout(spec, shapes, sizes, first.dtype, first.device)
+
+
+def _reordered(tree: Tree, like: Tree) -> Tree:
+    """The same tree with the keys of its dicts in the order of another's, if they agree."""
+    if isinstance(like, dict) and type(tree) is type(like) and tree.keys() == like.keys():
+        return type(like)((key, _reordered(tree[key], like[key])) for key in like)
+    if isinstance(like, list | tuple) and type(tree) is type(like) and len(tree) == len(like):
+        items = [_reordered(item, other) for item, other in zip(tree, like, strict=True)]
+        return type(like)(*items) if hasattr(like, "_fields") else type(like)(items)
+    return tree
 
 
 def leaf_name(tree: Tree, index: int, argument: str) -> str:

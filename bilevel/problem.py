@@ -219,8 +219,9 @@ class ImplicitProblem:
             phi: where.
             theta: the start; not changed.
             inner_args: passed to ``inner``.
-            tolerance: on the stationarity; default ``sqrt(eps) * max(1, ||d_theta inner||)`` at the
-                start (1.5e-8 in float64, 3.5e-4 in float32).
+            tolerance: on the stationarity; default ``sqrt(eps)`` (1.5e-8 in float64, 3.5e-4 in
+                float32) times the scale of the gradient: its norm at the start, or what doubling
+                theta would change it by, whichever is larger.
             max_steps: most steps, default 100. Missing the tolerance then warns.
             optimizer: ``leaves -> torch optimizer``, such as ``lambda p: torch.optim.LBFGS(p)``;
                 default Newton's method with CG, a line search and this problem's damping.
