@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -12,44 +11,10 @@ import torch
 from torch import Tensor, nn
 
 import bilevel
+from tests.bilevel.refusals import F64, META, PHI, THETA, inner, never, outer, refused
 
-F64 = torch.float64
-NAN, INF = float("nan"), float("inf")
-PHI = torch.tensor([0.5, -1.0], dtype=F64)
-THETA = torch.tensor([1.0, 2.0], dtype=F64)
-META = torch.zeros(2, dtype=F64, device="meta")
+pytestmark = pytest.mark.usefixtures("nothing_changes")
 
-
-def outer(phi: Any, theta: Any, *args: Any) -> Tensor:
-    return (theta**2).sum()
-
-
-def inner(phi: Any, theta: Any, *args: Any) -> Tensor:
-    return ((theta - phi) ** 2).sum()
-
-
-def never(*args: Any) -> Tensor:
-    pytest.fail("a user function was called before its arguments were checked")
-
-
-@pytest.fixture(autouse=True)
-def _nothing_changes() -> Iterator[None]:
-    random, phi, theta = torch.get_rng_state(), PHI.clone(), THETA.clone()
-    versions = PHI._version, THETA._version
-    yield
-    assert torch.equal(torch.get_rng_state(), random)
-    assert torch.equal(PHI, phi)
-    assert torch.equal(THETA, theta)
-    assert (PHI._version, THETA._version) == versions
-    assert PHI.grad is None
-    assert THETA.grad is None
-
-
-def refused(message: str, kind: type[Exception] = bilevel.InputError) -> Any:
-    return pytest.raises(kind, match=re.escape(message))
-
-
-# --- objectives ------------------------------------------------------------------------------
 
 WRONG_VALUES: dict[str, tuple[Callable[..., Any], str]] = {
     "a vector": (lambda p, t: (t - p) ** 2, "returned a tensor of shape (2,)"),
@@ -154,8 +119,6 @@ def test_argmin_names_an_unused_leaf_too() -> None:
         torch.autograd.grad(damped[0].sum(), phi)[0], torch.full((2,), 2 / 3, dtype=F64)
     )
 
-
-# --- trees -----------------------------------------------------------------------------------
 
 WRONG_TREES: dict[str, tuple[Any, str]] = {
     "an integer leaf": ({"w": THETA, "n": torch.tensor(3)}, "['n'] has dtype torch.int64"),
@@ -276,9 +239,6 @@ def test_a_complex_argument_that_requires_grad_is_refused() -> None:
     torch.testing.assert_close(torch.autograd.grad(solved.sum(), phi)[0], torch.ones(2, dtype=F64))
 
 
-# --- conditions and maps ---------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("returned", "message"),
     [
@@ -326,219 +286,3 @@ def test_an_automatic_step_is_refused_where_symmetry_is_not_known() -> None:
     solved = bilevel.fixed_point(lambda p, x: x / 2 + p, phi, THETA, solver=bilevel.Neumann())
     with refused('Neumann(step="auto")'):
         torch.autograd.grad(solved.sum(), phi)
-
-
-# --- numbers that are not finite -------------------------------------------------------------
-
-
-@pytest.mark.parametrize("bad", [NAN, INF, -INF])
-@pytest.mark.parametrize("name", ["phi", "theta"])
-def test_a_leaf_that_is_not_finite_is_named_before_anything_runs(name: str, bad: float) -> None:
-    spoilt = {"a": THETA, "b": [torch.tensor([1.0, bad, bad], dtype=F64)]}
-    trees: dict[str, Any] = {"phi": PHI, "theta": THETA, name: spoilt}
-    problem = bilevel.ImplicitProblem(never, never)
-    for call in (problem.implicit_grad, problem.operator, problem.stationarity, problem.refine):
-        with refused(f"{name}['b'][0] holds 2 non-finite value(s) of 3", bilevel.NonFiniteError):
-            call(**trees)
-
-
-def test_finite_numbers_whose_sum_is_not_are_no_error() -> None:
-    big = torch.full((4,), 3e38, dtype=torch.float32)
-    gradient = bilevel.implicit_grad(
-        lambda p, t: (t / 4).sum(), lambda p, t: ((t - p) ** 2).sum(), big, big
-    )
-    torch.testing.assert_close(gradient, torch.full((4,), 0.25))
-
-
-@pytest.mark.parametrize("bad", [NAN, INF])
-@pytest.mark.parametrize("hvp", ["auto", "forward_over_reverse", "finite_difference"])
-def test_a_derivative_that_is_not_finite_is_named(hvp: Any, bad: float) -> None:
-    # A product with a zero that is masked out: finite values, derivatives that are not.
-    def poisoned(x: Tensor, order: int) -> Tensor:
-        return torch.where(x > -1e9, x**2, x) + Poison.apply(x, order, bad)
-
-    for order, where in ((0, "the value of"), (1, "the gradient of")):
-        with refused(f"{where} outer", bilevel.NonFiniteError):
-            bilevel.implicit_grad(
-                lambda p, t, n=order: poisoned(t, n).sum(), inner, PHI, THETA, hvp=hvp
-            )
-        with refused(f"{where} inner", bilevel.NonFiniteError):
-            bilevel.implicit_grad(
-                outer,
-                lambda p, t, n=order: poisoned(t - p, n).sum(),
-                PHI,
-                THETA,
-                hvp=hvp,
-            )
-
-
-class Poison(torch.autograd.Function):
-    """Zero, with a bad value (order 0) or a bad derivative (order 1)."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Tensor, order: int, bad: float) -> Tensor:
-        return torch.zeros_like(x) + (bad if order == 0 else 0.0)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
-        _, ctx.order, ctx.bad = inputs
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Any:
-        return grads[0] * (ctx.bad if ctx.order == 1 else 0.0), None, None
-
-    @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor:
-        return tangents[0] * (ctx.bad if ctx.order == 1 else 0.0)
-
-
-@pytest.mark.parametrize("on_failure", ["warn", "ignore", "raise"])
-@pytest.mark.parametrize(
-    "solver",
-    [
-        None,
-        bilevel.Exact(),
-        bilevel.CG(),
-        bilevel.MINRES(),
-        bilevel.GMRES(),
-        bilevel.BiCGStab(),
-        bilevel.Chebyshev(),
-        bilevel.Neumann(),
-        bilevel.Neumann(terms=3, step=0.1),
-        bilevel.Nystrom(rank=2),
-        bilevel.ScaledIdentity(),
-    ],
-    ids=lambda solver: type(solver).__name__,
-)
-@pytest.mark.filterwarnings("ignore::bilevel.ConvergenceWarning")
-def test_a_product_that_is_not_finite_raises_whatever_is_said_of_failures(
-    solver: bilevel.Solver | None, on_failure: Any
-) -> None:
-    # |t|^1.5 at 0 has the slope 0 and an infinite curvature.
-    with pytest.raises(bilevel.NonFiniteError):
-        bilevel.implicit_grad(
-            lambda p, t: (t + 1).square().sum(),
-            lambda p, t: (t.abs() ** 1.5).sum() + ((t - p) ** 2).sum(),
-            PHI,
-            torch.zeros(2, dtype=F64),
-            solver=solver,
-            on_failure=on_failure,
-        )
-
-
-@pytest.mark.parametrize("bad", [NAN, INF])
-def test_a_warm_start_that_is_not_finite_is_named(bad: float) -> None:
-    with refused("initial holds 1 non-finite value(s) of 2", bilevel.NonFiniteError):
-        bilevel.implicit_grad(never, never, PHI, THETA, initial=torch.tensor([1.0, bad], dtype=F64))
-
-
-def test_a_mixed_derivative_that_is_not_finite_is_named() -> None:
-    with refused("the hypergradient in phi holds 1 non-finite", bilevel.NonFiniteError):
-        bilevel.implicit_grad(
-            outer,
-            lambda p, t: ((t - p.abs().sqrt()) ** 2).sum(),
-            torch.tensor([1.0, 0.0], dtype=F64),
-            torch.tensor([1.0, 2.0], dtype=F64),
-        )
-
-
-# --- options ---------------------------------------------------------------------------------
-
-WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"damping": -1e-9}, "damping must be a finite number of at least 0, found -1e-09"),
-    ({"damping": NAN}, "damping must be a finite number of at least 0, found nan"),
-    ({"damping": INF}, "damping must be a finite number of at least 0, found inf"),
-    ({"damping": "1"}, "damping must be a finite number of at least 0, found '1'"),
-    ({"damping": None}, "damping must be a finite number of at least 0, found None"),
-    ({"solver": "cg"}, "solver must be a bilevel solver such as bilevel.CG(), found 'cg'"),
-    ({"solver": bilevel.CG}, "(a class: call it)"),
-    ({"solver": 3}, "solver must be a bilevel solver such as bilevel.CG(), found 3"),
-    ({"on_failure": "log"}, 'on_failure must be "warn", "raise" or "ignore", found \'log\''),
-    ({"on_failure": None}, 'on_failure must be "warn", "raise" or "ignore", found None'),
-]
-
-
-@pytest.mark.parametrize(("options", "message"), WRONG_OPTIONS)
-def test_an_option_that_does_not_fit_is_named(options: dict[str, Any], message: str) -> None:
-    with refused(message):
-        bilevel.implicit_grad(never, never, PHI, THETA, **options)
-    with refused(message):
-        bilevel.ImplicitProblem(never, never, **options)
-    with refused(message):
-        bilevel.argmin(never, PHI, THETA, **options)
-    if "damping" not in options:
-        for attach in (bilevel.root, bilevel.fixed_point):
-            with refused(message):
-                attach(never, PHI, THETA, **options)
-        with refused(message):
-            bilevel.solve(bilevel.Identity(2), torch.ones(2), **options)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"hvp": "forward"}, "hvp must be one of auto, reverse, forward_over_reverse, finite"),
-        ({"hvp": None}, "found None"),
-        ({"curvature": "gauss-newton"}, "curvature must be None or a bilevel.GaussNewton"),
-        ({"curvature": bilevel.GaussNewton}, "curvature must be None or a bilevel.GaussNewton"),
-        ({"outer": 3.0}, "outer must be a function"),
-        ({"inner": THETA}, "inner must be a function"),
-        ({"inner": None}, "inner must be a function"),
-    ],
-)
-def test_a_problem_that_does_not_fit_is_named(options: dict[str, Any], message: str) -> None:
-    options = {"outer": never, "inner": never, **options}
-    with refused(message):
-        bilevel.ImplicitProblem(**options)
-    with refused(message):
-        bilevel.implicit_grad(phi=PHI, theta=THETA, **options)
-
-
-@pytest.mark.parametrize("attach", [bilevel.argmin, bilevel.root, bilevel.fixed_point])
-def test_something_that_cannot_be_called_is_named(attach: Callable[..., Any]) -> None:
-    with refused("must be a function"):
-        attach(3.0, PHI, THETA)
-
-
-@pytest.mark.parametrize(
-    ("make", "message"),
-    [
-        (lambda: bilevel.Neumann(terms=0), "Neumann: terms must be an integer of at least 1"),
-        (lambda: bilevel.Neumann(terms=-3), "found -3"),
-        (lambda: bilevel.Neumann(terms=2.5), "found 2.5"),  # type: ignore[arg-type]
-        (lambda: bilevel.Neumann(terms=True), "found True"),
-        (lambda: bilevel.Neumann(step=0.0), "Neumann: step must be finite and above 0"),
-        (lambda: bilevel.Neumann(step=NAN), "Neumann: step must be finite and above 0"),
-        (lambda: bilevel.Neumann(step="best"), 'Neumann: step must be a number or "auto"'),  # type: ignore[arg-type]
-        (lambda: bilevel.CG(rtol=1.0), "CG: rtol must be in [0, 1)"),
-        (lambda: bilevel.CG(rtol=-1e-3), "CG: rtol must be in [0, 1)"),
-        (lambda: bilevel.CG(rtol=NAN), "CG: rtol must be in [0, 1)"),
-        (lambda: bilevel.MINRES(atol=-1.0), "MINRES: atol must be a finite number"),
-        (lambda: bilevel.BiCGStab(max_steps=0), "BiCGStab: max_steps must be an integer"),
-        (lambda: bilevel.GMRES(restart=0), "GMRES: restart must be an integer of at least 1"),
-        (lambda: bilevel.Nystrom(rank=0), "Nystrom: rank must be an integer of at least 1"),
-        (lambda: bilevel.Nystrom(rank=2, rho=0.0), "Nystrom: rho must be finite and above 0"),
-        (lambda: bilevel.Exact(max_size=0), "Exact: max_size must be an integer of at least 1"),
-        (lambda: bilevel.ScaledIdentity(-1.0), "ScaledIdentity: scale must be finite"),
-        (lambda: bilevel.Chebyshev(lower=2.0, upper=1.0), "Chebyshev: lower 2.0 is above upper"),
-    ],
-)
-def test_a_solver_of_impossible_numbers_is_refused_where_it_is_made(
-    make: Callable[[], Any], message: str
-) -> None:
-    with refused(message):
-        make()
-
-
-def test_a_problem_too_large_to_write_down_is_refused_before_it_is() -> None:
-    theta = torch.zeros(9, dtype=F64)
-    with refused("Exact: the operator is 9 x 9"):
-        bilevel.implicit_grad(
-            outer,
-            lambda p, t: (t**2).sum() * p.sum(),
-            PHI,
-            theta + 1,
-            solver=bilevel.Exact(max_size=8),
-        )

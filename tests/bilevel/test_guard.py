@@ -1,11 +1,8 @@
-"""Nothing is left behind: random state, buffers, parameters, gradients, memory."""
+"""Nothing is left behind: random state, buffers, parameters, gradients."""
 
 from __future__ import annotations
 
 import functools
-import gc
-import resource
-import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,49 +10,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 import bilevel
 from bilevel.products import HVP
-
-HVPS: tuple[HVP, ...] = ("auto", "reverse", "forward_over_reverse", "finite_difference")
-MODES = pytest.mark.parametrize("hvp", HVPS)
-
-X = torch.linspace(-1.0, 1.0, 24, dtype=torch.float64).reshape(8, 3).sin()
-Y = torch.linspace(-1.0, 1.0, 8, dtype=torch.float64).unsqueeze(1)
-PHI = torch.tensor([0.3, -0.2], dtype=torch.float64)
-
-
-class Network(nn.Module):
-    """Batch-norm and dropout in training mode, and a buffer that is replaced instead of written."""
-
-    seen: Tensor
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.first = nn.Linear(3, 4, dtype=torch.float64)
-        self.norm = nn.BatchNorm1d(4, dtype=torch.float64)
-        self.last = nn.Linear(4, 1, dtype=torch.float64)
-        self.register_buffer("seen", torch.zeros(()))
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.seen = self.seen + len(x)
-        return self.last(F.dropout(torch.tanh(self.norm(self.first(x))), 0.3))
-
-    def penalised(self, phi: Tensor, theta: dict[str, Tensor]) -> Tensor:
-        """An inner objective that reaches the module through its own self."""
-        return penalised(self, phi, theta)
-
-
-def penalised(network: nn.Module, phi: Tensor, theta: dict[str, Tensor]) -> Tensor:
-    error = functional_call(network, theta, (X,)) - Y
-    penalty = sum(((leaf - phi[1]) ** 2).sum() for leaf in theta.values())
-    return (error**2).mean() * phi[0].exp() + penalty
-
-
-def predicted(network: nn.Module, phi: Tensor, theta: dict[str, Tensor]) -> Tensor:
-    return functional_call(network, theta, (X,)).square().mean() + (phi**2).sum()
+from tests.bilevel.traces import (
+    MODES,
+    PHI,
+    Network,
+    Untouched,
+    X,
+    Y,
+    parameters,
+    penalised,
+    predicted,
+    total,
+)
 
 
 @pytest.fixture
@@ -108,28 +78,6 @@ def _decorated(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     return wrapper
 
 
-def _with_buffers(network: nn.Module) -> Callable[..., Tensor]:
-    buffers = dict(network.named_buffers())
-
-    def inner(phi: Tensor, theta: dict[str, Tensor]) -> Tensor:
-        return penalised(_Bound(network, buffers), phi, theta)
-
-    return inner
-
-
-class _Bound(nn.Module):
-    """Calls a network with buffers handed in, as code written for functional_call does."""
-
-    def __init__(self, network: nn.Module, buffers: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.inside, self.given = network, buffers
-        for name, parameter in network.named_parameters():
-            self.register_parameter(name.replace(".", "_"), parameter)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return functional_call(self.inside, self.given, (x,))
-
-
 def _as_default(network: nn.Module) -> Callable[..., Tensor]:
     def inner(phi: Tensor, theta: dict[str, Tensor], *, model: nn.Module = network) -> Tensor:
         return penalised(model, phi, theta)
@@ -176,48 +124,10 @@ def inner(request: pytest.FixtureRequest, network: Network) -> Iterator[Callable
     GLOBAL.clear()
 
 
-class Untouched:
-    """Fails unless a module, the random state and some tensors are as they were, to the bit."""
-
-    def __init__(self, module: nn.Module, *tensors: Tensor) -> None:
-        self.module, self.tensors = module, (*module.parameters(), *tensors)
-        self.buffers = dict(module.named_buffers())
-        self.values = [leaf.detach().clone() for leaf in (*self.tensors, *self.buffers.values())]
-        for leaf in self.tensors:
-            if leaf.requires_grad:
-                leaf.grad = torch.full_like(leaf, 7.0)
-        self.flags = [leaf.requires_grad for leaf in self.tensors]
-        self.versions = [leaf._version for leaf in (*self.tensors, *self.buffers.values())]
-        self.random = torch.get_rng_state()
-
-    def check(self) -> None:
-        buffers = dict(self.module.named_buffers())
-        everything = (*self.tensors, *buffers.values())
-        assert all(buffers[name] is buffer for name, buffer in self.buffers.items())
-        for leaf, value in zip(everything, self.values, strict=True):
-            assert torch.equal(leaf, value)
-        assert [leaf._version for leaf in everything] == self.versions
-        assert [leaf.requires_grad for leaf in self.tensors] == self.flags
-        for leaf in self.tensors:
-            assert leaf.grad is None or bool((leaf.grad == 7.0).all())
-        assert torch.equal(torch.get_rng_state(), self.random)
-
-
-def parameters(module: nn.Module) -> dict[str, Tensor]:
-    return dict(module.named_parameters())
-
-
-def total(tree: dict[str, Tensor]) -> Tensor:
-    return torch.cat([(leaf**2).reshape(-1) for leaf in tree.values()]).sum()
-
-
 def hypergradient(inner: Callable[..., Tensor], network: nn.Module, **options: Any) -> Tensor:
     outer = functools.partial(predicted, network)
     options = {"damping": 20.0, "on_failure": "ignore", **options}
     return bilevel.implicit_grad(outer, inner, PHI, parameters(network), **options)
-
-
-# --- buffers, random state, gradients --------------------------------------------------------
 
 
 def test_implicit_grad_leaves_no_trace_however_a_module_is_reached(
@@ -364,9 +274,6 @@ def test_buffers_that_an_activation_checkpoint_writes_again_are_restored(
     assert torch.allclose(found, plain, rtol=1e-6)
 
 
-# --- errors in the middle --------------------------------------------------------------------
-
-
 class Failure(Exception):
     pass
 
@@ -440,113 +347,3 @@ def test_an_interrupt_leaves_nothing_behind(network: Network) -> None:
     with pytest.raises(KeyboardInterrupt):
         hypergradient(inner, network)
     untouched.check()
-
-
-# --- where it is called from -----------------------------------------------------------------
-
-
-def _ridge(phi: Tensor, theta: Tensor, data: Tensor = X) -> Tensor:
-    return ((data @ theta - Y[:, 0]) ** 2).mean() + (phi.exp().sum() * theta**2).sum()
-
-
-def _square(phi: Tensor, theta: Tensor) -> Tensor:
-    return (theta**2).sum() + phi.sum()
-
-
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
-def test_a_caller_without_gradients_gets_the_same_number(mode: Callable[[], Any]) -> None:
-    theta = torch.ones(3, dtype=torch.float64)
-    problem = bilevel.ImplicitProblem(_square, _ridge)
-    wanted = problem.implicit_grad(PHI, theta)
-    matrix = problem.operator(PHI, theta).to_dense()
-    with mode():
-        assert torch.equal(problem.implicit_grad(PHI, theta), wanted)
-        assert torch.equal(problem.implicit_grad(PHI.clone(), theta.clone()), wanted)
-        args = (X.clone(),)  # an inference tensor in inference mode
-        assert torch.equal(problem.implicit_grad(PHI, theta, inner_args=args), wanted)
-        assert torch.equal(problem.operator(PHI, theta).to_dense(), matrix)
-        assert torch.equal(bilevel.hessian(lambda t: _ridge(PHI, t), theta).to_dense(), matrix)
-        slope = bilevel.jacobian(lambda t: torch.func.grad(_ridge, 1)(PHI, t), theta)
-        assert torch.allclose(slope.to_dense(), matrix)
-        assert problem.stationarity(PHI, problem.refine(PHI, theta)) < 1e-7
-        assert torch.equal(bilevel.argmin(_ridge, PHI, theta), theta)
-    gradient = problem.implicit_grad(PHI, theta)
-    assert not gradient.requires_grad
-    assert not gradient.is_inference()
-
-
-def test_inference_tensors_are_taken_outside_inference_mode_too() -> None:
-    theta = torch.ones(3, dtype=torch.float64)
-    wanted = bilevel.implicit_grad(_square, _ridge, PHI, theta)
-    with torch.inference_mode():
-        phi, theta = PHI.clone(), theta.clone()
-    assert torch.equal(bilevel.implicit_grad(_square, _ridge, phi, theta), wanted)
-
-
-@MODES
-def test_trees_handed_in_are_neither_written_nor_tracked(hvp: HVP) -> None:
-    phi = PHI.clone().requires_grad_()
-    theta = torch.ones(3, dtype=torch.float64, requires_grad=True)
-    untouched = Untouched(nn.Identity(), phi, theta)
-    gradient = bilevel.implicit_grad(_square, _ridge, phi, theta, hvp=hvp, initial=theta)
-    assert not gradient.requires_grad
-    untouched.check()
-
-
-# --- memory ----------------------------------------------------------------------------------
-
-CG = bilevel.CG(rtol=1e-6)
-
-
-def _inner(phi: Tensor, theta: Tensor) -> Tensor:
-    return (theta**4 / 4 + theta**2 / 2 - theta * phi.sum()).sum()
-
-
-def _call_implicit_grad(theta: Tensor) -> None:
-    bilevel.implicit_grad(lambda p, t: (t**2).sum(), _inner, PHI, theta, solver=CG)
-
-
-def _call_argmin_backward(theta: Tensor) -> None:
-    phi = PHI.clone().requires_grad_()
-    (bilevel.argmin(_inner, phi, theta, solver=CG) ** 2).sum().backward()
-
-
-def _call_double_backward(theta: Tensor) -> None:
-    phi = PHI.clone().requires_grad_()
-    value = (bilevel.argmin(_inner, phi, theta, solver=CG) ** 2).sum()
-    (first,) = torch.autograd.grad(value, phi, create_graph=True)
-    (first**2).sum().backward()
-
-
-@pytest.mark.parametrize(
-    ("call", "times"),
-    [(_call_implicit_grad, 1000), (_call_argmin_backward, 1000), (_call_double_backward, 250)],
-)
-def test_a_thousand_calls_leave_memory_flat(call: Callable[[Tensor], None], times: int) -> None:
-    # One vector lost in every call would take 32 MB by the end.
-    theta = torch.ones(4_000_000 // times, dtype=torch.float64)
-    for _ in range(20):
-        call(theta)
-    gc.collect()
-    # The collector is off meanwhile: a cycle that holds tensors until it comes is a leak, too.
-    gc.disable()
-    try:
-        memory, tensors, objects = _peak(), _tensors(), len(gc.get_objects())
-        for _ in range(times):
-            call(theta)
-        assert _peak() - memory < 8e6
-        assert _tensors() == tensors
-    finally:
-        gc.enable()
-    gc.collect()
-    assert len(gc.get_objects()) - objects < 100
-
-
-def _peak() -> float:
-    """The most memory this process has held, in bytes."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def _tensors() -> int:
-    return sum(issubclass(type(item), Tensor) for item in gc.get_objects())

@@ -1,43 +1,22 @@
-"""The loop: the same numbers as one written by hand, and the same numbers after a resume."""
+"""The loop takes the steps of one written by hand, and its features do what they say."""
 
 from __future__ import annotations
-
-import copy
-import io
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 import bilevel
-
-A = torch.tensor([[3.0, 1.0], [1.0, 2.0]], dtype=torch.float64)
-C = torch.tensor([[1.0, 0.0], [0.5, -1.0]], dtype=torch.float64)
-GOAL = torch.tensor([1.0, -2.0], dtype=torch.float64)
-
-
-def inner(phi: list[Tensor], theta: list[Tensor]) -> Tensor:
-    return 0.5 * theta[0] @ A @ theta[0] - theta[0] @ C @ phi[0]
-
-
-def outer(phi: list[Tensor], theta: list[Tensor]) -> Tensor:
-    return ((theta[0] - GOAL) ** 2).sum() + 0.1 * (phi[0] ** 2).sum()
-
-
-def pair() -> tuple[Tensor, Tensor]:
-    kind: dict[str, Any] = {"dtype": torch.float64, "requires_grad": True}
-    return torch.zeros(2, **kind), torch.ones(2, **kind)
-
-
-def quadratic(**options: Any) -> bilevel.BilevelOptimizer:
-    phi, theta = pair()
-    return bilevel.BilevelOptimizer(
-        bilevel.ImplicitProblem(outer, inner, solver=bilevel.CG(rtol=1e-12)),
-        torch.optim.SGD([phi], lr=0.3),
-        torch.optim.SGD([theta], lr=0.25),
-        **options,
-    )
+from tests.bilevel.loops import (
+    GOAL,
+    A,
+    C,
+    Regression,
+    inner,
+    outer,
+    pair,
+    quadratic,
+)
 
 
 def test_it_converges_to_the_closed_form_of_a_quadratic() -> None:
@@ -150,78 +129,6 @@ def test_inner_steps_take_their_own_batches() -> None:
         loop.step(inner_args=(7,), inner_batches=[(1,)])
 
 
-class Regression:
-    """A small network with dropout: phi weighs its penalties, theta are its parameters."""
-
-    def __init__(self, seed: int = 0) -> None:
-        torch.manual_seed(seed)
-        self.x, self.y = torch.randn(16, 4), torch.randn(16, 1)
-        self.network = torch.nn.Sequential(
-            torch.nn.Linear(4, 6), torch.nn.Tanh(), torch.nn.Dropout(0.3), torch.nn.Linear(6, 1)
-        )
-        self.theta: dict[str, Tensor] = dict(self.network.named_parameters())
-        self.phi = {"log_penalty": torch.full((), -2.0, requires_grad=True)}
-
-    def loss(self, theta: dict[str, Tensor]) -> Tensor:
-        prediction = torch.func.functional_call(self.network, theta, (self.x,))
-        return ((prediction - self.y) ** 2).mean()
-
-    def inner(self, phi: dict[str, Tensor], theta: dict[str, Tensor]) -> Tensor:
-        penalty = torch.stack([(leaf**2).sum() for leaf in theta.values()]).sum()
-        return self.loss(theta) + phi["log_penalty"].exp() * penalty
-
-    def outer(self, phi: dict[str, Tensor], theta: dict[str, Tensor]) -> Tensor:
-        return self.loss(theta)
-
-    def loop(self) -> bilevel.BilevelOptimizer:
-        inner_optimizer = torch.optim.SGD(self.theta.values(), lr=0.05, momentum=0.9)
-        outer_optimizer = torch.optim.Adam(self.phi.values(), lr=0.1)
-        return bilevel.BilevelOptimizer(
-            bilevel.ImplicitProblem(
-                self.outer,
-                self.inner,
-                solver=bilevel.CG(rtol=None, max_steps=4, preconditioner=bilevel.Jacobi(probes=4)),
-                damping=0.5,
-                on_failure="ignore",
-            ),
-            outer_optimizer,
-            inner_optimizer,
-            phi=self.phi,
-            theta=self.theta,
-            inner_steps=2,
-            accumulate=2,
-            reuse_state=3,
-            outer_scheduler=torch.optim.lr_scheduler.ExponentialLR(outer_optimizer, 0.9),
-            inner_scheduler=torch.optim.lr_scheduler.StepLR(inner_optimizer, 5),
-        )
-
-
-@pytest.mark.parametrize("cut", [1, 2, 3, 4, 5])
-def test_a_resumed_run_goes_on_to_the_same_bits(cut: int) -> None:
-    whole = Regression()
-    loop = whole.loop()
-    for _ in range(7):
-        loop.step()
-
-    first = Regression()
-    loop = first.loop()
-    for _ in range(cut):
-        loop.step()
-    file = io.BytesIO()
-    torch.save(loop.state_dict(), file)
-    file.seek(0)
-
-    second = Regression(seed=0)
-    resumed = second.loop()
-    torch.manual_seed(99)  # the generators come from the state
-    resumed.load_state_dict(torch.load(file, weights_only=True))
-    for _ in range(7 - cut):
-        resumed.step()
-    for name, leaf in whole.theta.items():
-        assert torch.equal(leaf, second.theta[name]), name
-    assert torch.equal(whole.phi["log_penalty"], second.phi["log_penalty"])
-
-
 def test_dropout_differs_between_calls_even_without_inner_steps() -> None:
     task = Regression()
     loop = bilevel.BilevelOptimizer(
@@ -235,229 +142,6 @@ def test_dropout_differs_between_calls_even_without_inner_steps() -> None:
     )
     values = {loop.step().outer_value for _ in range(4)}
     assert len(values) == 4
-
-
-def _changes(good: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """What may be wrong with a state; each is refused."""
-    momentum = good["inner_optimizer"]
-    groups = momentum["param_groups"]
-    return {
-        "version": {"version": 99},
-        "no version": {"version": None},
-        "phi: another number of leaves": {"phi": []},
-        "phi: no list": {"phi": None},
-        "theta: another shape": {"theta": [torch.zeros(5, dtype=torch.float64)]},
-        "theta: another dtype": {"theta": [torch.zeros(2)]},
-        "theta: no tensor": {"theta": [1.0]},
-        "outer_scheduler: only there": {"outer_scheduler": {"last_epoch": 1}},
-        "inner_scheduler: only here": {"inner_scheduler": None},
-        "inner_scheduler: another kind": {"inner_scheduler": {"last_epoch": 1, "T_max": 3}},
-        "inner_optimizer: no groups": {"inner_optimizer": {"state": {}}},
-        "inner_optimizer: nothing": {"inner_optimizer": None},
-        "inner_optimizer: Adam": {
-            "inner_optimizer": torch.optim.Adam([torch.zeros(2, requires_grad=True)]).state_dict()
-        },
-        "inner_optimizer: more parameters": {
-            "inner_optimizer": momentum | {"param_groups": [groups[0] | {"params": [0, 1]}]}
-        },
-        "inner_optimizer: a broken state": {
-            "inner_optimizer": momentum | {"state": {0: None, 7: "?"}}
-        },
-        "inner_optimizer: no entries": {"inner_optimizer": momentum | {"state": []}},
-        "inner_optimizer: an entry too many": {"inner_optimizer": momentum | {"state": {7: {}}}},
-        "outer_optimizer: other groups": {"outer_optimizer": {"state": {}, "param_groups": []}},
-        "adjoint: another size": {"adjoint": torch.zeros(3, dtype=torch.float64)},
-        "adjoint: another dtype": {"adjoint": torch.zeros(2)},
-        "adjoint: no tensor": {"adjoint": [0.0, 0.0]},
-        "gathered: another shape": {"gathered": [torch.zeros(3, dtype=torch.float64)]},
-        "gathered: nothing": {"gathered": []},
-        "solver_state: a list": {"solver_state": [torch.zeros(2)]},
-        "solver_state: a number": {"solver_state": {"step": 1.0}},
-        "calls: negative": {"calls": -1},
-        "calls: a float": {"calls": 1.0},
-        "pending: no number": {"pending": None},
-        "rng: nothing": {"rng": {}},
-        "rng: too short": {"rng": {"cpu": torch.zeros(3, dtype=torch.uint8)}},
-        "rng: no bytes": {"rng": {"cpu": torch.zeros(5056)}},
-    }
-
-
-def momentum() -> bilevel.BilevelOptimizer:
-    phi, theta = pair()
-    inner_optimizer = torch.optim.SGD([theta], lr=0.25, momentum=0.5)
-    return bilevel.BilevelOptimizer(
-        bilevel.ImplicitProblem(outer, inner),
-        torch.optim.Adam([phi], lr=0.3),
-        inner_optimizer,
-        accumulate=2,
-        reuse_state=2,
-        inner_scheduler=torch.optim.lr_scheduler.StepLR(inner_optimizer, 2),
-    )
-
-
-def assert_same(found: Any, wanted: Any) -> None:
-    """Deep equality, to the bit."""
-    assert type(found) is type(wanted)
-    if isinstance(wanted, Tensor):
-        assert torch.equal(found, wanted)
-    elif isinstance(wanted, dict):
-        assert found.keys() == wanted.keys()
-        for key, item in wanted.items():
-            assert_same(found[key], item)
-    elif isinstance(wanted, list | tuple):
-        assert len(found) == len(wanted)
-        for one, other in zip(found, wanted, strict=True):
-            assert_same(one, other)
-    else:
-        assert found == wanted
-
-
-@pytest.mark.parametrize("name", _changes(momentum().state_dict()))
-def test_a_state_that_does_not_fit_is_refused_whole(name: str) -> None:
-    loop = momentum()
-    for _ in range(3):
-        loop.step()
-    good = loop.state_dict()
-    loop.step()
-    torch.rand(3)
-    before = loop.state_dict()
-    groups = loop.inner_optimizer.param_groups
-    with pytest.raises(bilevel.InputError, match=name.split(":")[0].removeprefix("no ") + "|state"):
-        loop.load_state_dict(good | _changes(good)[name])
-    assert_same(loop.state_dict(), before)
-    # And it goes on as if nothing had been tried.
-    loop.step()
-    other = momentum()
-    other.load_state_dict(good)
-    other.step()
-    torch.manual_seed(0)
-    other.load_state_dict(before)
-    other.step()
-    assert_same(loop.state_dict(), other.state_dict())
-    assert len(groups) == 1
-
-
-@pytest.mark.parametrize("key", momentum().state_dict())
-def test_a_state_that_lacks_something_is_refused_whole(key: str) -> None:
-    loop = momentum()
-    loop.step()
-    state = loop.state_dict()
-    del state[key]
-    before = loop.state_dict()
-    with pytest.raises(bilevel.InputError, match="state has version None|state lacks " + key):
-        loop.load_state_dict(state)
-    assert_same(loop.state_dict(), before)
-
-
-def test_a_saved_state_is_a_copy_both_ways() -> None:
-    loop = momentum()
-    loop.step()
-    saved = loop.state_dict()
-    kept = copy.deepcopy(saved)
-    loop.step()
-    loop.step()
-    assert_same(saved, kept)
-    loop.load_state_dict(saved)
-    loop.step()
-    first = loop.state_dict()
-    assert_same(saved, kept)
-    loop.load_state_dict(saved)
-    loop.step()
-    assert_same(loop.state_dict(), first)
-
-
-def test_a_resumed_run_may_accumulate_another_number_of_gradients() -> None:
-    def start(accumulate: int) -> bilevel.BilevelOptimizer:
-        return quadratic(inner_steps=0, accumulate=accumulate, warm_start=False)
-
-    loop = start(4)
-    for _ in range(3):
-        loop.step()
-    resumed = start(2)
-    resumed.load_state_dict(loop.state_dict())
-    resumed.step()  # the fourth of them: their mean, whatever the number asked for
-    loop.step()
-    assert torch.equal(resumed.phi[0], loop.phi[0])
-
-
-SCHEDULERS = {
-    "none": lambda optimizer: None,
-    "multi step": lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [1, 3, 3], 0.5),
-    "cosine": lambda o: torch.optim.lr_scheduler.CosineAnnealingLR(o, 6),
-    "one cycle": lambda o: torch.optim.lr_scheduler.OneCycleLR(o, 0.1, total_steps=30),
-    "plateau": lambda o: torch.optim.lr_scheduler.ReduceLROnPlateau(o, patience=0, factor=0.5),
-    "lambda": lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda epoch: 0.9**epoch),
-    "chain": lambda o: torch.optim.lr_scheduler.SequentialLR(
-        o,
-        [
-            torch.optim.lr_scheduler.LinearLR(o, 0.1, total_iters=2),
-            torch.optim.lr_scheduler.ExponentialLR(o, 0.9),
-        ],
-        milestones=[2],
-    ),
-}
-OPTIMIZERS = {
-    "SGD": lambda leaves: torch.optim.SGD(leaves, lr=0.1, momentum=0.9, nesterov=True),
-    "Adam": lambda leaves: torch.optim.Adam(leaves, lr=0.1, amsgrad=True),
-    "AdamW": lambda leaves: torch.optim.AdamW(leaves, lr=0.1),
-    "RMSprop": lambda leaves: torch.optim.RMSprop(leaves, lr=0.1, momentum=0.5),
-    "LBFGS": lambda leaves: torch.optim.LBFGS(leaves, lr=0.1, max_iter=2, history_size=2),
-}
-
-
-@pytest.mark.parametrize("scheduler", SCHEDULERS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-def test_any_optimizer_and_scheduler_resume_to_the_same_bits(
-    optimizer: str, scheduler: str
-) -> None:
-    def start() -> bilevel.BilevelOptimizer:
-        phi, theta = pair()
-        outer_optimizer = OPTIMIZERS["Adam" if optimizer == "LBFGS" else optimizer]([phi])
-        inner_optimizer = OPTIMIZERS[optimizer]([theta])
-        kind = "cosine" if (optimizer, scheduler) == ("LBFGS", "one cycle") else scheduler
-        return bilevel.BilevelOptimizer(
-            bilevel.ImplicitProblem(outer, inner, solver=bilevel.Exact()),
-            outer_optimizer,
-            inner_optimizer,
-            inner_steps=2,
-            reuse_state=3,
-            outer_scheduler=SCHEDULERS[scheduler](outer_optimizer),
-            inner_scheduler=SCHEDULERS[kind](inner_optimizer),
-        )
-
-    loop = start()
-    for _ in range(4):
-        loop.step()
-    file = io.BytesIO()
-    torch.save(loop.state_dict(), file)
-    file.seek(0)
-    resumed = start()
-    resumed.load_state_dict(torch.load(file, weights_only=True))
-    for _ in range(4):
-        loop.step()
-        resumed.step()
-    assert_same(resumed.state_dict(), loop.state_dict())
-
-
-def test_something_else_than_a_state_is_refused() -> None:
-    with pytest.raises(bilevel.InputError, match="version"):
-        quadratic().load_state_dict([])  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"inner_steps": -1}, "inner_steps"),
-        ({"accumulate": 0}, "accumulate"),
-        ({"reuse_state": 0}, "reuse_state"),
-        ({"outer_max_norm": 0.0}, "outer_max_norm"),
-        ({"inner_max_norm": -1.0}, "inner_max_norm"),
-        ({"phi": [torch.zeros(2, dtype=torch.float64, requires_grad=True)]}, "phi has 1"),
-    ],
-)
-def test_options_that_do_not_fit_are_refused_by_name(options: dict[str, Any], message: str) -> None:
-    with pytest.raises(bilevel.InputError, match=message):
-        quadratic(**options)
 
 
 def test_a_non_finite_inner_objective_stops_before_theta_moves() -> None:
@@ -514,56 +198,6 @@ def test_an_inner_lbfgs_is_called_with_a_closure() -> None:
     info = loop.step()
     assert info.stationarity < 1e-6
     assert theta.grad is None
-
-
-def test_an_outer_optimizer_that_evaluates_again_is_refused() -> None:
-    phi, theta = pair()
-    with pytest.raises(bilevel.InputError, match="outer_optimizer is a LBFGS"):
-        bilevel.BilevelOptimizer(
-            bilevel.ImplicitProblem(outer, inner),
-            torch.optim.LBFGS([phi]),
-            torch.optim.SGD([theta], lr=0.1),
-        )
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"problem": outer}, "problem must be a bilevel.ImplicitProblem"),
-        ({"outer_optimizer": torch.optim.SGD}, "outer_optimizer must be a torch.optim.Optimizer"),
-        ({"inner_optimizer": None}, "inner_optimizer must be a torch.optim.Optimizer"),
-        ({"theta": [torch.zeros(2), torch.zeros(2)]}, "theta has 2"),
-        ({"inner_steps": 1.5}, "inner_steps must be an integer"),
-        ({"accumulate": True}, "accumulate must be an integer"),
-    ],
-)
-def test_parts_that_do_not_fit_are_refused_by_name(change: dict[str, Any], message: str) -> None:
-    phi, theta = pair()
-    parts: dict[str, Any] = {
-        "problem": bilevel.ImplicitProblem(outer, inner),
-        "outer_optimizer": torch.optim.SGD([phi], lr=0.1),
-        "inner_optimizer": torch.optim.SGD([theta], lr=0.1),
-    }
-    with pytest.raises(bilevel.InputError, match=message):
-        bilevel.BilevelOptimizer(**(parts | change))
-
-
-def test_a_leaf_of_both_optimizers_or_of_no_parameter_is_refused() -> None:
-    phi, theta = pair()
-    problem = bilevel.ImplicitProblem(outer, inner)
-    both = torch.optim.SGD([phi], lr=0.1), torch.optim.SGD([theta, phi], lr=0.1)
-    with pytest.raises(bilevel.InputError, match="share a leaf"):
-        bilevel.BilevelOptimizer(problem, *both)
-    frozen = torch.optim.SGD([theta.detach().requires_grad_(False)], lr=0.1)
-    with pytest.raises(bilevel.InputError, match="every leaf of theta must be a parameter"):
-        bilevel.BilevelOptimizer(problem, torch.optim.SGD([phi], lr=0.1), frozen)
-
-
-def test_inner_args_that_are_no_tuple_are_refused_before_theta_moves() -> None:
-    loop = quadratic()
-    with pytest.raises(bilevel.InputError, match="inner_args is a Tensor"):
-        loop.step(inner_args=torch.zeros(3))  # type: ignore[arg-type]
-    assert torch.equal(loop.theta[0], torch.ones(2, dtype=torch.float64))
 
 
 def test_no_more_batches_are_taken_than_there_are_inner_steps() -> None:

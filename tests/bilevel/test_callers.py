@@ -1,0 +1,62 @@
+"""Callers without gradients get the same numbers, and their trees are left alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bilevel
+from bilevel.products import HVP
+from tests.bilevel.traces import MODES, PHI, Untouched, X, Y
+
+
+def _ridge(phi: Tensor, theta: Tensor, data: Tensor = X) -> Tensor:
+    return ((data @ theta - Y[:, 0]) ** 2).mean() + (phi.exp().sum() * theta**2).sum()
+
+
+def _square(phi: Tensor, theta: Tensor) -> Tensor:
+    return (theta**2).sum() + phi.sum()
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_caller_without_gradients_gets_the_same_number(mode: Callable[[], Any]) -> None:
+    theta = torch.ones(3, dtype=torch.float64)
+    problem = bilevel.ImplicitProblem(_square, _ridge)
+    wanted = problem.implicit_grad(PHI, theta)
+    matrix = problem.operator(PHI, theta).to_dense()
+    with mode():
+        assert torch.equal(problem.implicit_grad(PHI, theta), wanted)
+        assert torch.equal(problem.implicit_grad(PHI.clone(), theta.clone()), wanted)
+        args = (X.clone(),)  # an inference tensor in inference mode
+        assert torch.equal(problem.implicit_grad(PHI, theta, inner_args=args), wanted)
+        assert torch.equal(problem.operator(PHI, theta).to_dense(), matrix)
+        assert torch.equal(bilevel.hessian(lambda t: _ridge(PHI, t), theta).to_dense(), matrix)
+        slope = bilevel.jacobian(lambda t: torch.func.grad(_ridge, 1)(PHI, t), theta)
+        assert torch.allclose(slope.to_dense(), matrix)
+        assert problem.stationarity(PHI, problem.refine(PHI, theta)) < 1e-7
+        assert torch.equal(bilevel.argmin(_ridge, PHI, theta), theta)
+    gradient = problem.implicit_grad(PHI, theta)
+    assert not gradient.requires_grad
+    assert not gradient.is_inference()
+
+
+def test_inference_tensors_are_taken_outside_inference_mode_too() -> None:
+    theta = torch.ones(3, dtype=torch.float64)
+    wanted = bilevel.implicit_grad(_square, _ridge, PHI, theta)
+    with torch.inference_mode():
+        phi, theta = PHI.clone(), theta.clone()
+    assert torch.equal(bilevel.implicit_grad(_square, _ridge, phi, theta), wanted)
+
+
+@MODES
+def test_trees_handed_in_are_neither_written_nor_tracked(hvp: HVP) -> None:
+    phi = PHI.clone().requires_grad_()
+    theta = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    untouched = Untouched(nn.Identity(), phi, theta)
+    gradient = bilevel.implicit_grad(_square, _ridge, phi, theta, hvp=hvp, initial=theta)
+    assert not gradient.requires_grad
+    untouched.check()
