@@ -96,7 +96,10 @@ def gradient(
         )
     if not create_graph or not _custom_functions(value):
         return torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
-    return pulled_back(value, leaves, torch.ones_like(value).requires_grad_(), name)
+    ones = torch.ones_like(value)
+    # Inside a transform no tensor can be asked to require grad; it can be made from one that does.
+    moving = ones + 0.0 * value if _transforms.active() else ones.requires_grad_()
+    return pulled_back(value, leaves, moving, name)
 
 
 def pulled_back(

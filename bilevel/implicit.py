@@ -219,8 +219,11 @@ def _attach(
         return layout.join(pytree.tree_leaves(found))
 
     def probe(x: Tensor, *moving: Tensor) -> Tensor:
-        found = pytree.tree_leaves(value(*trees(x, moving)))
-        return torch.cat([leaf.reshape(-1) for leaf in found])
+        found = value(*trees(x, moving))
+        if scalar and _transforms.active():
+            # Inside a transform nobody else would see a function that cuts its second derivative.
+            _autodiff.gradient(found, [x], names[0], create_graph=True)
+        return torch.cat([leaf.reshape(-1) for leaf in pytree.tree_leaves(found)])
 
     x = layout.join([leaf.detach() for leaf in x_leaves])
     if _transforms.differentiating():

@@ -125,6 +125,36 @@ def test_a_second_derivative_that_does_not_exist_is_an_error_where_it_was_asked_
         torch.autograd.grad(attached.sum(), phi)
 
 
+class OnceInTransforms(torch.autograd.Function):
+    """A cube that transforms can enter, marked as not differentiable twice."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x**3
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0] * 3 * ctx.saved_tensors[0] ** 2
+
+
+def test_a_second_derivative_that_does_not_exist_is_an_error_inside_transforms_too() -> None:
+    function = with_cube(OnceInTransforms.apply)
+    for call in (
+        lambda p: bilevel.argmin(function, p, CUBE_THETA),
+        lambda p: bilevel.implicit_grad(lambda p, t: t.sum(), function, p, CUBE_THETA),
+    ):
+        for transform in (torch.func.vmap, torch.func.jacrev, torch.func.jacfwd):
+            with pytest.raises(RuntimeError, match=r"OnceInTransforms.* not differentiable twice"):
+                transform(call)(CUBE_PHI.unsqueeze(0) if transform is torch.func.vmap else CUBE_PHI)
+
+
 @pytest.mark.parametrize("cube", [OnceDifferentiable, OutsideAutograd])
 def test_a_root_needs_one_derivative_of_its_condition_and_a_second_one_needs_two(
     cube: Any,
