@@ -64,6 +64,7 @@ def compare(
     monitor: options.Monitor = None,
     last_phase_only: options.LastPhaseOnly = None,
     device: options.Device = None,
+    threads: options.Threads = None,
     mixed_precision: options.MixedPrecision = None,
     checkpoint_seconds: options.CheckpointSeconds = None,
     log_steps: options.LogSteps = None,
@@ -94,7 +95,7 @@ def compare(
 
     prepared = prepare(context.params)
     training, validation, test = prepared.parts
-    methods = specs.parse_methods(method or setting("comparison", "methods", data))
+    methods = specs.parse_methods(method or setting("comparison", "methods", data), data)
     count = seeds or setting("comparison", "seeds", data)
     folder = output or Path("runs", folder_name(f"compare-{training.name}"))
     claim(folder, resume, COMPARISON)

@@ -273,6 +273,17 @@ TensorBoard: TypeAlias = Annotated[
         rich_help_panel=_TRAINING,
     ),
 ]
+Threads: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        "--threads",
+        metavar="N",
+        min=1,
+        help="CPU threads.",
+        show_default=shown("machine", "threads"),
+        rich_help_panel=_TRAINING,
+    ),
+]
 Seed: TypeAlias = Annotated[
     int,
     typer.Option(

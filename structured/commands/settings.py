@@ -97,7 +97,7 @@ class Prepared:
 
 
 def prepare(options: Mapping[str, Any]) -> Prepared:
-    """Open the data and make the configurations, from the options of `train` or `compare`.
+    """Open the data, make the configurations and set the threads, for `train` or `compare`.
 
     Args:
         options: By name; None stands for the default of the data set.
@@ -106,6 +106,8 @@ def prepare(options: Mapping[str, Any]) -> Prepared:
         DataError: The data cannot be used.
         UsageError: A size or a setting does not fit.
     """
+    import torch
+
     from structured.data import train_validation_test
     from structured.models import ModelConfig
     from structured.train_config import TrainConfig
@@ -115,6 +117,9 @@ def prepare(options: Mapping[str, Any]) -> Prepared:
         part: {key: _or_default(options.get(key), part, key, name) for key in BASE[part]}
         for part in ("model", "training")
     }
+    threads = _or_default(options.get("threads"), "machine", "threads", name)
+    if threads is not None:
+        torch.set_num_threads(threads)
     with bad_usage():
         model = ModelConfig.from_dict(values["model"])
         config = TrainConfig.from_dict({**values["training"], "seed": options["seed"]})
@@ -159,4 +164,5 @@ def claim(folder: Path, resume: bool, holds: str) -> None:
 
 def _or_default(value: Any, part: str, key: str, data: str) -> Any:
     # Options that can be repeated are empty, not None, where they were not given.
-    return setting(part, key, data) if value is None or value == [] else value
+    absent = value is None or (isinstance(value, list | tuple) and not value)
+    return setting(part, key, data) if absent else value

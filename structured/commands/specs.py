@@ -8,21 +8,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structured.commands.failures import UsageError
+from structured.presets import BASE, PRESETS, setting
 
 if TYPE_CHECKING:
     from structured.methods import Method
 
+OWN = "; ".join(f"{name}: {text}" for name, text in PRESETS["digits"]["methods"].items())
 HELP = (
     "cross_entropy, implicit, either with options, as in 'implicit: primary=Value, inner_steps=2, "
-    "solver=CG, solver.max_steps=5', or a .json file with a method, such as a run.json."
+    "solver=CG, solver.max_steps=5', or a .json file with a method, such as a run.json. On digits "
+    f"a method by name has other rates: {OWN}."
 )
 
 
-def parse_methods(specs: Sequence[str]) -> dict[str, Method]:
+def parse_methods(specs: Sequence[str], data: str | None = None) -> dict[str, Method]:
     """Return label -> method. A label is the method's own name, or the text where names collide.
 
     Args:
         specs: See `HELP`.
+        data: The name of the data set, whose own options come before those of the text.
 
     Raises:
         UsageError: A text is no method; two are the same.
@@ -33,7 +37,7 @@ def parse_methods(specs: Sequence[str]) -> dict[str, Method]:
         >>> list(parse_methods(["implicit", "implicit:inner_steps=2"]))
         ['implicit', 'implicit:inner_steps=2']
     """
-    methods = {spec: parse_method(spec) for spec in specs}
+    methods = {spec: parse_method(spec, data) for spec in specs}
     names = [method.name for method in methods.values()]
     if len(methods) < len(specs):
         raise UsageError(f"--method: {list(specs)} names one method twice")
@@ -43,11 +47,12 @@ def parse_methods(specs: Sequence[str]) -> dict[str, Method]:
     }
 
 
-def parse_method(spec: str) -> Method:
+def parse_method(spec: str, data: str | None = None) -> Method:
     """Return the method that a text stands for.
 
     Args:
         spec: See `HELP`.
+        data: The name of the data set, whose own options come before those of the text.
 
     Raises:
         UsageError: The text is no method, or an option does not fit.
@@ -59,7 +64,8 @@ def parse_method(spec: str) -> Method:
     from structured.methods import from_dict
 
     try:
-        return from_dict(_read(Path(spec)) if spec.endswith(".json") else _described(spec))
+        in_file = spec.endswith(".json")
+        return from_dict(_read(Path(spec)) if in_file else _described(spec, data))
     except ValueError as error:
         raise UsageError(f"--method {spec}: {error}") from error
 
@@ -72,24 +78,29 @@ def _read(path: Path) -> Any:
     return values.get("method", values) if isinstance(values, dict) else values
 
 
-def _described(spec: str) -> dict[str, Any]:
+def _described(spec: str, data: str | None) -> dict[str, Any]:
     from structured.methods import to_dict
     from structured.named import as_method
 
-    name, _, options = spec.partition(":")
-    described = to_dict(as_method(name.strip()))
-    for option in options.split(",") if options.strip() else []:
-        key, equals, text = (part.strip() for part in option.partition("="))
-        if not equals:
-            raise ValueError(f"wanted name=value, found {option.strip()!r}")
-        *path, last = key.split(".")
-        owner = described
-        for part in path:
-            owner = owner.get(part)
-            if not isinstance(owner, dict):
-                raise ValueError(f"{key}: {part} has no options of its own")
-        owner[last] = _value(text, owner.get(last))
+    name, _, options = (part.strip() for part in spec.partition(":"))
+    described = to_dict(as_method(name))
+    own = setting("methods", name, data) if name in BASE["methods"] else ""
+    for text in (own, options):
+        for option in text.split(",") if text else []:
+            _set(described, option.strip())
     return described
+
+
+def _set(described: dict[str, Any], option: str) -> None:
+    key, equals, text = (part.strip() for part in option.partition("="))
+    if not equals:
+        raise ValueError(f"wanted name=value, found {option!r}")
+    *path, last = key.split(".")
+    for part in path:
+        described = described.get(part, {})
+        if not isinstance(described, dict) or not described:
+            raise ValueError(f"{key}: {part} has no options of its own")
+    described[last] = _value(text, described.get(last))
 
 
 def _value(text: str, default: Any) -> Any:

@@ -43,6 +43,7 @@ def train(
     monitor: options.Monitor = None,
     last_phase_only: options.LastPhaseOnly = None,
     device: options.Device = None,
+    threads: options.Threads = None,
     mixed_precision: options.MixedPrecision = None,
     checkpoint_seconds: options.CheckpointSeconds = None,
     log_steps: options.LogSteps = None,
@@ -71,7 +72,7 @@ def train(
     from structured.run_folder import DESCRIPTION
     from structured.training import train as run
 
-    parsed = specs.parse_method(method)
+    parsed = specs.parse_method(method, data)
     prepared = prepare(context.params)
     training, validation, test = prepared.parts
     folder = output or Path("runs", folder_name(f"{training.name}-{parsed.name}-seed{seed}"))

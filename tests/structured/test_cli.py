@@ -168,7 +168,7 @@ def test_the_defaults_that_help_shows_are_those_in_force() -> None:
 def test_what_a_data_set_has_of_its_own_is_a_setting(name: str) -> None:
     for part, own in presets.PRESETS[name].items():
         assert own.keys() <= presets.BASE[part].keys()
-    parse_methods(presets.setting("comparison", "methods", name))
+    assert parse_methods(presets.setting("comparison", "methods", name), name)
     ModelConfig.from_dict({**presets.BASE["model"], **presets.PRESETS[name].get("model", {})})
 
 
@@ -205,6 +205,14 @@ def test_a_method_is_a_name_with_options_that_may_be_objects() -> None:
     assert type(solver).__name__ == "Neumann"
 
 
+def test_options_come_after_those_that_a_data_set_has_of_its_own() -> None:
+    assert parse_method("cross_entropy", "digits") == CrossEntropy(lr=0.003)
+    assert parse_method("cross_entropy: lr=0.1", "digits") == CrossEntropy(lr=0.1)
+    assert parse_method("implicit: inner_steps=2", "digits") == Implicit(
+        pretrain_lr=0.003, inner_lr=0.003, outer_lr=0.003, inner_steps=2
+    )
+
+
 def test_a_method_is_a_file_of_a_method_or_of_a_run(trained: Path, tmp_path: Path) -> None:
     expected = parse_method(IMPLICIT)
     (tmp_path / "mine.json").write_text(json.dumps(to_dict(expected)))
@@ -231,6 +239,33 @@ def test_train_prints_json_alone_on_the_standard_output(file: Path, tmp_path: Pa
     assert found["evaluation"]["rows"] == {"validation": 20, "test": 20}
     assert found["folder"] == "runs/coast-cross-entropy-seed5"
     assert (tmp_path / found["folder"] / "model.safetensors").exists()
+
+
+def test_settings_that_are_not_given_are_those_of_the_data_set(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Called(Exception):
+        pass
+
+    def instead(method: Any, _training: Any, _validation: Any, config: Any, **options: Any) -> None:
+        raise Called(method, config.to_dict(), options["model"].to_dict())
+
+    def called(*arguments: object) -> tuple[Any, ...]:
+        result = invoke("train", "-m", "cross_entropy", *arguments)
+        assert isinstance(result.exception, Called), result.stderr
+        return result.exception.args
+
+    monkeypatch.setattr("structured.training.train", instead)
+    base = presets.BASE
+    method, training, model = called("-d", file, "--energy-hidden", 7, "--energy-hidden", 5)
+    assert method == CrossEntropy()
+    assert training == {**base["training"], "seed": 0}
+    assert model == {**base["model"], "energy_hidden": [7, 5]}
+    own = presets.PRESETS["digits"]
+    method, training, model = called("--seed", 4)
+    assert method == CrossEntropy(lr=0.003)
+    assert training == {**base["training"], **own["training"], "seed": 4}
+    assert model == {**base["model"], **own["model"]}
 
 
 def test_evaluate_gives_the_scores_of_train_again(trained: Path, file: Path) -> None:
