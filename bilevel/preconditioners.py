@@ -83,17 +83,16 @@ class Jacobi(Preconditioner):
 
 @dataclass(frozen=True)
 class NystromPreconditioner(Preconditioner):
-    """The randomized Nystrom preconditioner: the leading eigenvalues flattened to the rest's level.
+    """The randomized Nystrom preconditioner: the leading eigenvalues flattened to one level.
 
-    ``M^-1 = l U diag(1 / eigenvalues) U' + (I - U U')`` with l the level of the eigenvalues left
-    out, taken to be the smallest curvature met.
+    ``M^-1 = l U diag(1 / eigenvalues) U' + (I - U U')`` with l the smallest eigenvalue kept.
 
     Args:
         rank: eigenvalues to keep, one product each (default 20).
         seed: of the random test matrix.
 
     Reference:
-        Frangella, Tropp and Udell, Randomized Nystrom preconditioning, 2021, equation 1.2.
+        Frangella, Tropp and Udell, Randomized Nystrom preconditioning, 2021, equation 1.3.
     """
 
     rank: int = 20
@@ -107,7 +106,8 @@ class NystromPreconditioner(Preconditioner):
         if not operator.symmetric:
             raise InputError("NystromPreconditioner needs a symmetric operator.")
         picture = low_rank(operator, self.rank, self.seed)
-        return {"basis": picture.basis, "relative": picture.eigenvalues / picture.rest}
+        values = picture.eigenvalues
+        return {"basis": picture.basis, "relative": values / values[-1:]}
 
     def apply(self, state: State, rows: Tensor) -> Tensor:
         relative = state["relative"]
