@@ -84,7 +84,8 @@ class BilevelOptimizer:
         outer_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
         inner_scheduler: torch.optim.lr_scheduler.LRScheduler | None = None,
     ) -> None:
-        if not isinstance(problem, ImplicitProblem):
+        # Anything with these two will do: another way to the hypergradient, say.
+        if not all(callable(getattr(problem, name, None)) for name in ("inner", "implicit_grad")):
             raise InputError(f"problem must be a bilevel.ImplicitProblem, found {problem!r}.")
         _check_optimizer(outer_optimizer, "outer_optimizer")
         _check_optimizer(inner_optimizer, "inner_optimizer")
