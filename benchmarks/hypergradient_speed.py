@@ -68,7 +68,7 @@ def by_hand_cg(problem: Problem) -> Leaves:
         torch._foreach_mul_(direction, square / before)
         torch._foreach_add_(direction, residual)
     product = torch.autograd.grad(graph, theta, solution, retain_graph=True)
-    torch._foreach_norm(torch._foreach_sub(slope, product))
+    torch._foreach_norm(torch._foreach_sub(list(slope), list(product)))
     mixed = torch.autograd.grad(graph, phi, solution)
     return {key: -leaf for key, leaf in zip(problem.phi, mixed, strict=True)}
 
