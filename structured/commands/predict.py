@@ -33,8 +33,8 @@ def predict(
     file: Annotated[
         Path,
         typer.Argument(
-            help="The rows: an .npz, ARFF or LIBSVM file, with or without labels, which are not "
-            "looked at.",
+            help="The rows: an .npz file, or an ARFF or LIBSVM file with or without labels. Labels "
+            "are not looked at.",
             show_default=False,
         ),
     ],
@@ -99,8 +99,9 @@ def _read(file: Path, trained: Trained, features_from: int | None) -> Any:
             kept = [k for k, name in enumerate(names) if name not in set(trained.label_names)]
             return trained.features(table.values[:, kept], [names[k] for k in kept])
         case "libsvm":
-            count = trained.n_features
-            return read_libsvm(file, n_features=count, features_from=features_from).X
+            if features_from is None:
+                features_from = trained.source.reading["features_from"]
+            return read_libsvm(file, n_features=trained.n_features, features_from=features_from).X
     raise DataError("the format is not known from the name; wanted .npz, .arff or .svm", file)
 
 
