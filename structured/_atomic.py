@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
+
+from structured.errors import StructuredError
 
 
 def write_atomically(path: Path, data: bytes) -> None:
@@ -28,6 +33,20 @@ def write_atomically(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write plain values as indented JSON, whole or not at all.
+
+    Raises:
+        StructuredError: if the file cannot be written.
+    """
+    try:
+        write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
+    except OSError as error:
+        raise StructuredError(
+            f"{path}: could not be written ({error.strerror or error})"
+        ) from error
 
 
 def _sync_folder(folder: Path) -> None:

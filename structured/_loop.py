@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from bilevel.errors import NonFiniteError
+from structured.averaging import WeightAverage
 from structured.batches import Batches, Rows
 from structured.checkpoint import check_same
 from structured.errors import CheckpointError, StructuredError
@@ -27,6 +28,7 @@ from structured.evaluation import validation_figures
 from structured.logs import StepLog, TensorBoardLog, write_rows
 from structured.methods import Learner
 from structured.model_file import shapes_of, weights_of
+from structured.models import evaluating
 from structured.progress import ProgressBar
 from structured.randomness import random_state, set_random_state
 from structured.run_folder import CHECKPOINT, EVENTS, LOG, STEPS, TIMING, RunFolder
@@ -51,7 +53,7 @@ class Best:
     """The best epoch so far: its number, its value of the monitor, its phase, its weights."""
 
     epoch: int
-    value: float
+    value: float | None
     phase: str
     weights: dict[str, dict[str, Tensor]]
 
@@ -129,7 +131,8 @@ class Loop:
     Args:
         learner: what learns.
         batches: what from.
-        validation: the inputs and the gold labels ``[n, L]`` to watch.
+        validation: the inputs and the gold labels ``[n, L]`` to watch; None watches nothing, trains
+            for all epochs and keeps the last weights.
         config: the settings.
         folder: where to save and log; None does neither.
         on_epoch: called with each epoch's record.
@@ -142,14 +145,15 @@ class Loop:
         self,
         learner: Learner,
         batches: Batches,
-        validation: tuple[Rows, Tensor],
+        validation: tuple[Rows, Tensor] | None,
         config: TrainConfig,
         folder: RunFolder | None = None,
         on_epoch: OnEpoch | None = None,
     ) -> None:
         self.progress = Progress()
         self._learner, self._batches, self._config = learner, batches, config
-        self._inputs, self._gold = validation
+        self._validation = validation
+        self._average = WeightAverage(learner.models, config.average)
         self._folder, self._on_epoch = folder, on_epoch
         self._name = learner.method.name
         self._step_log: StepLog | None = None
@@ -218,6 +222,7 @@ class Loop:
                     f"{self._place()}: {name} is {value}; lower the learning rates (or the "
                     "solver's step), or clip with max_norm"
                 )
+        self._average.update()
         self.progress.add(figures, len(x), self._learner.notice)
         if self._step_log is not None:
             self._step_log.append(
@@ -233,14 +238,19 @@ class Loop:
         return figures
 
     def _validate(self) -> dict[str, float]:
-        chunks = [self._learner.predict(x).cpu() for x in self._inputs.chunks(_ROWS)]
+        if self._validation is None:
+            return {}
+        inputs, gold = self._validation
+        method, models = self._learner.method, self._average.models
+        with evaluating(models):
+            chunks = [method.predict(models, x).cpu() for x in inputs.chunks(_ROWS)]
         probabilities = torch.cat(chunks).float()
         if not bool(torch.isfinite(probabilities).all()):
             raise TrainingError(
                 f"{self._place()}: the network's output on validation data is not finite; lower "
                 "the learning rates"
             )
-        return validation_figures(probabilities, self._gold)
+        return validation_figures(probabilities, gold)
 
     def _judge(self, record: Mapping[str, Any]) -> Best:
         """Keep the weights if they are the best, and decide whether to go on."""
@@ -249,10 +259,10 @@ class Loop:
             progress.waited = 0
             if config.last_phase_only:
                 progress.best = None
-        value, best = record[f"validation_{config.monitor}"], progress.best
-        sign = 1.0 if MONITORS[config.monitor] else -1.0
-        if best is None or sign * value > sign * best.value:
-            weights = weights_of(self._learner.models)
+        best = progress.best
+        value = record.get(f"validation_{config.monitor}")
+        if best is None or value is None or _better(value, best.value, config.monitor):
+            weights = weights_of(self._average.models)
             best = progress.best = Best(record["epoch"], value, record["phase"], weights)
             progress.waited = 0
         else:
@@ -272,9 +282,10 @@ class Loop:
 
     def _tell(self, record: Mapping[str, Any], best: Best, bar: ProgressBar) -> None:
         monitor = self._config.monitor
-        now = record[f"validation_{monitor}"]
-        bar.epoch(f"{monitor} {now:.4f} (best {best.value:.4f})")
-        _log.info("%s, epoch %d: %s %.4f", self._name, record["epoch"], monitor, now)
+        now = record.get(f"validation_{monitor}")
+        if now is not None and best.value is not None:
+            bar.epoch(f"{monitor} {now:.4f} (best {best.value:.4f})")
+            _log.info("%s, epoch %d: %s %.4f", self._name, record["epoch"], monitor, now)
         first = [earlier for earlier in self.progress.history if "notice" in earlier][:1]
         if first == [record]:  # said once; every later one is in the log
             share = f"{self._name}, epoch {record['epoch']}, {record['noticed']:.0%} of the steps"
@@ -296,6 +307,7 @@ class Loop:
             {
                 "shapes": shapes_of(weights_of(self._learner.models)),
                 "learner": self._learner.state_dict(),
+                "average": self._average.state_dict(),
                 "batches": self._batches.state_dict(),
                 "random": random_state(self._learner.device),
                 "progress": self.progress.state_dict(),
@@ -313,6 +325,7 @@ class Loop:
             )
         try:
             self._learner.load_state_dict(state["learner"])
+            self._average.load_state_dict(state["average"])
             self._batches.load_state_dict(state["batches"])
         except ValueError as error:
             raise CheckpointError(f"{file}: {error}") from error
@@ -354,3 +367,9 @@ class Loop:
     def _place(self) -> str:
         epoch = len(self.progress.history) + 1
         return f"{self._name}, epoch {epoch}, step {self.progress.steps + 1}"
+
+
+def _better(value: float, best: float | None, monitor: str) -> bool:
+    if best is None:
+        return True
+    return value > best if MONITORS[monitor] else value < best

@@ -22,7 +22,7 @@ from structured._atomic import write_atomically
 from structured._state import State, flatten_state, unflatten_state
 from structured.errors import CheckpointError
 
-VERSION = 1
+VERSION = 2
 """Of the format; a file of another version is refused."""
 
 _ENTRY = "structured"  # of the header's metadata, which maps texts to texts

@@ -61,6 +61,9 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         patience: epochs without improvement on validation after which training stops; None never
             stops early.
         monitor: what is watched on validation; a name in `structured.train_config.MONITORS`.
+        average: decay of the running average of the weights, which is validated and kept; 0 keeps
+            the weights as they are.
+        refit: after the best epoch is known, train anew for so long on all rows.
         validation_fraction: the share of the training rows set aside, between 0 and 1.
         decoder: "threshold" (at 0.5), "tuned" (one threshold, the best for example-F1 on
             validation), "expected_f1", or a `structured.decoding.Decoder`.
@@ -105,6 +108,8 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         batch_size: int = 32,
         patience: int | None = 10,
         monitor: str = "f1_expected",
+        average: float = 0.999,
+        refit: bool = False,
         validation_fraction: float = 0.1,
         decoder: str | Decoder = "expected_f1",
         device: str = "auto",
@@ -123,6 +128,8 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         self.batch_size = batch_size
         self.patience = patience
         self.monitor = monitor
+        self.average = average
+        self.refit = refit
         self.validation_fraction = validation_fraction
         self.decoder = decoder
         self.device = device
@@ -210,7 +217,7 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         self.classes_ = np.arange(training.n_labels)
         self.models_ = result.models
         self.decoder_ = decoder.fit(
-            result.predict(validation.X), torch.from_numpy(validation.Y.toarray()).float()
+            result.predict_held_out(validation.X), torch.from_numpy(validation.Y.toarray()).float()
         )
         self.history_ = list(result.history)
         self.n_iter_ = len(result.history)
@@ -226,7 +233,8 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self)
         rows = validate_data(self, X, reset=False, accept_sparse="csr", dtype=np.float32)
-        return predict_probabilities(self.models_, rows).double().numpy()
+        method = as_method(self.method)
+        return predict_probabilities(method, self.models_, rows).double().numpy()
 
     def predict(self, X: ArrayLike) -> Any:
         """Return the predicted sets of labels, 0 or 1, ``[n, L]``; sparse if `fit` had a sparse y.
@@ -352,7 +360,7 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         return ModelConfig(**values)
 
     def _train_config(self, seed: int) -> TrainConfig:
-        names = ("epochs", "batch_size", "patience", "monitor", "device")
+        names = ("epochs", "batch_size", "patience", "monitor", "average", "refit", "device")
         return TrainConfig(seed=seed, **{name: _plain(getattr(self, name)) for name in names})
 
 

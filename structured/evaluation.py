@@ -14,8 +14,9 @@ from torch.nn import functional
 from structured.batches import Rows
 from structured.decoding import Decoder, ExpectedF1, FittedDecoder, Threshold, TunedThreshold
 from structured.errors import DataError
+from structured.methods.base import Method
 from structured.metrics import example_f1, hamming_accuracy, macro_f1, micro_f1, subset_accuracy
-from structured.models import Models
+from structured.models import Models, evaluating
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -206,12 +207,15 @@ def score(decoder: FittedDecoder, probabilities: Tensor, gold: Tensor) -> Scores
     )
 
 
-def predict_probabilities(models: Models, X: Any, *, batch_size: int = 512) -> Tensor:
-    """Return the network's output for every row of X: one forward pass, and no energy.
+def predict_probabilities(
+    method: Method, models: Models, X: Any, *, batch_size: int = 512
+) -> Tensor:
+    """Return what a method predicts for every row of X; for most one pass of the network.
 
     Args:
-        models: whose network is run in evaluation mode on the device it is on; all its modules are
-            left in the mode they were in.
+        method: that trained the models.
+        models: run in evaluation mode on the device they are on; all modules are left in the mode
+            they were in.
         X: inputs, sparse or dense, ``[n, D]``.
         batch_size: rows at a time; bounds the memory.
 
@@ -221,21 +225,15 @@ def predict_probabilities(models: Models, X: Any, *, batch_size: int = 512) -> T
     Example:
         >>> import numpy as np
         >>> from structured.models import ModelConfig, build_models
+        >>> from structured.methods import CrossEntropy
         >>> models = build_models(4, 3, ModelConfig(hidden=(8,)), seed=0)
-        >>> predict_probabilities(models, np.ones((5, 4))).shape
+        >>> predict_probabilities(CrossEntropy(), models, np.ones((5, 4))).shape
         torch.Size([5, 3])
     """
-    network, space = models.network, models.space
-    device = next((p.device for p in network.parameters()), torch.device("cpu"))
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        with torch.no_grad():
-            chunks = [space.relax(network(x)).cpu() for x in Rows(X, device).chunks(batch_size)]
-    finally:
-        for module, training in modes:
-            module.training = training
-    return torch.cat(chunks)
+    device = next((p.device for p in models.network.parameters()), torch.device("cpu"))
+    with evaluating(models):
+        rows = Rows(X, device).chunks(batch_size)
+        return torch.cat([method.predict(models, x).cpu() for x in rows])
 
 
 def validation_figures(probabilities: Tensor, gold: Tensor) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import re
@@ -14,10 +13,10 @@ from typing import Any, TypeAlias
 
 import torch
 
-from structured._atomic import write_atomically
+from structured._atomic import write_json
 from structured.comparison import TEST, ComparedRun, Comparison
 from structured.data.multilabel import MultiLabelData
-from structured.errors import CheckpointError, StructuredError
+from structured.errors import CheckpointError
 from structured.evaluation import VALIDATION, Evaluation, evaluate
 from structured.methods import Method, to_dict
 from structured.models import ModelConfig
@@ -129,8 +128,8 @@ def compare(
             run = _compared(label, result, validation, test)
             found = replace(found, runs=(*found.runs, run))
             if run_dir is not None and place is not None:
-                write_values(run_dir / EVALUATION, run.evaluation.to_dict())
-                write_values(place / COMPARISON, found.to_dict())
+                write_json(run_dir / EVALUATION, run.evaluation.to_dict())
+                write_json(place / COMPARISON, found.to_dict())
             if on_run is not None:
                 on_run(run, result, run_dir)
     return found
@@ -149,11 +148,11 @@ def score_run(
     """
     parts = {VALIDATION: validation, TEST: test}
     return evaluate(
-        {part: result.predict(data.X) for part, data in parts.items()},
+        {VALIDATION: result.predict_held_out(validation.X), TEST: result.predict(test.X)},
         {part: data.Y for part, data in parts.items()},
         data=validation.name,
         split=str(validation.meta.get("split", "")),
-        method=method or result.method,
+        method=method or result.method.name,
         seed=result.seed,
     )
 
@@ -193,18 +192,6 @@ def _claim(place: Path | None, resume: bool) -> None:
         f"{place}: holds a comparison already ({COMPARISON}); resume it, which repeats no finished "
         "run, or choose another folder"
     )
-
-
-def write_values(path: Path, values: Mapping[str, Any]) -> None:
-    """Write plain values as indented JSON, whole or not at all.
-
-    Raises:
-        StructuredError: if the file cannot be written.
-    """
-    try:
-        write_atomically(path, (json.dumps(values, indent=2) + "\n").encode())
-    except OSError as error:
-        raise StructuredError(f"{path}: could not be written ({error.strerror})") from error
 
 
 def _machine(config: TrainConfig) -> dict[str, Any]:

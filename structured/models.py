@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,29 @@ class Models:
     space: Space
     network: nn.Module
     energy: nn.Module | None = None
+
+
+@contextmanager
+def evaluating(models: Models) -> Iterator[None]:
+    """Put all modules into evaluation mode, and back into the modes they were in.
+
+    Example:
+        >>> models = build_models(2, 1, ModelConfig(hidden=()), seed=0)
+        >>> with evaluating(models):
+        ...     print(models.network.training)
+        False
+        >>> models.network.training
+        True
+    """
+    parts = [module for module in (models.network, models.energy) if module is not None]
+    modes = [(module, module.training) for part in parts for module in part.modules()]
+    for part in parts:
+        part.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ BASE: Settings = {
         "patience": 10,
         "monitor": "f1_expected",
         "last_phase_only": False,
+        "average": 0.999,
+        "refit": False,
         "device": "auto",
         "mixed_precision": False,
         "checkpoint_seconds": 30.0,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from structured._atomic import write_atomically
+from structured._atomic import write_json
 from structured._state import State
 from structured.checkpoint import check_same, load_state, save_state
 from structured.errors import CheckpointError, StructuredError
@@ -27,14 +27,18 @@ EVENTS = "tensorboard"
 """TensorBoard's event files, if asked for."""
 MODEL = "model.safetensors"
 """The best models, written at the end."""
+SELECTION = "selection.safetensors"
+"""After a refit, the models that chose the epoch and fit the decoders."""
+REFIT = "refit"
+"""The folder of the refit: a run of its own."""
 RESULT = "result.json"
 """How the run went, written at the end."""
 
-_FILES = (DESCRIPTION, CHECKPOINT, LOG, TIMING, STEPS, EVENTS, MODEL, RESULT)
+_FILES = (DESCRIPTION, CHECKPOINT, LOG, TIMING, STEPS, EVENTS, MODEL, SELECTION, RESULT)
 _KIND = "run"
 
-# What may change when a run goes on: neither changes any number of the epochs they share.
-_FREE = ("epochs", "checkpoint_seconds")
+# What may change when a run goes on: none changes any number of the epochs they share.
+_FREE = ("epochs", "checkpoint_seconds", "refit")
 
 
 class RunFolder:
@@ -80,7 +84,7 @@ class RunFolder:
             raise StructuredError(
                 f"{self.path}: cannot be made ({error.strerror or error})"
             ) from error
-        self.write_json(DESCRIPTION, self._description)
+        write_json(self.path / DESCRIPTION, self._description)
 
     def resume(self) -> State | None:
         """Return the last checkpoint's state; None if the run was killed before the first one.
@@ -110,19 +114,6 @@ class RunFolder:
         """
         whole = {"description": self._description, "state": state}
         save_state(self.path / CHECKPOINT, whole, kind=_KIND)
-
-    def write_json(self, name: str, values: Mapping[str, Any]) -> None:
-        """Write a file of plain values, whole or not at all.
-
-        Raises:
-            StructuredError: if it cannot be written.
-        """
-        try:
-            write_atomically(self.path / name, (json.dumps(values, indent=2) + "\n").encode())
-        except OSError as error:
-            raise StructuredError(
-                f"{self.path / name}: could not be written ({error.strerror or error})"
-            ) from error
 
     def _check(self, file: Path, found: Mapping[str, Any]) -> None:
         for part, what in (

@@ -35,6 +35,11 @@ class TrainConfig:
         monitor: what is watched on validation data, a name in `MONITORS`.
         last_phase_only: forget the best epoch when the method enters another phase, so that the
             weights kept are of its last one. By default they are of the best epoch of all.
+        average: decay of a running average of the weights, which is what is validated and kept
+            (`structured.averaging.WeightAverage`); 0 keeps the weights as they are.
+        refit: once the best number of epochs is known, train anew for so many epochs on the
+            training and the validation part together; decoders stay fitted on validation rows as
+            the first model, which never saw them, predicts them.
         device: "auto" takes an accelerator if there is one; or "cpu", "cuda", "cuda:1", ...
         mixed_precision: bfloat16 where the method says it is safe; needs an accelerator.
         checkpoint_seconds: a checkpoint is saved after the first step that ends this long after the
@@ -56,6 +61,8 @@ class TrainConfig:
     patience: int | None = 10
     monitor: str = "f1_expected"
     last_phase_only: bool = False
+    average: float = 0.999
+    refit: bool = False
     device: str = "auto"
     mixed_precision: bool = False
     checkpoint_seconds: float = 30.0
@@ -69,6 +76,8 @@ class TrainConfig:
                 continue
             if type(found) is not int or found < least:
                 raise ValueError(f"{name}: found {found!r}, wanted an integer of at least {least}")
+        if isinstance(self.average, bool) or not 0.0 <= self.average < 1.0:
+            raise ValueError(f"average: found {self.average!r}, wanted a decay in [0, 1)")
         if self.monitor not in MONITORS:
             raise ValueError(
                 f"monitor: found {self.monitor!r}, wanted one of {', '.join(MONITORS)}"

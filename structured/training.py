@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from structured._atomic import write_json
 from structured._loop import Loop, OnEpoch, TrainingError
 from structured.batches import Batches, Rows
 from structured.data.multilabel import MultiLabelData
+from structured.data.splits import joined
 from structured.errors import DataError
 from structured.evaluation import predict_probabilities
 from structured.fingerprint import data_fingerprint
@@ -22,7 +26,7 @@ from structured.methods import to_dict as method_to_dict
 from structured.model_file import save_models, set_weights
 from structured.models import ModelConfig, Models, build_models
 from structured.randomness import own_randomness
-from structured.run_folder import MODEL, RESULT, RunFolder
+from structured.run_folder import MODEL, REFIT, RESULT, SELECTION, RunFolder
 from structured.train_config import TrainConfig
 
 __all__ = ["RunResult", "TrainConfig", "TrainingError", "train"]
@@ -33,52 +37,62 @@ class RunResult:
     """A trained model and how it came about.
 
     Args:
-        method: the name of the method.
+        method: that trained it.
         data: the title of the training data.
         seed: of the run.
-        models: with the weights of the best epoch.
+        models: with the weights of the best epoch; or, after a refit, of the last epoch of it.
         monitor: what was watched on validation data.
-        best_epoch: the epoch, counted from 1, whose weights the models have.
-        best_value: what the monitor was then.
+        best_epoch: the epoch, counted from 1, whose weights were best; the last one without
+            validation data.
+        best_value: what the monitor was then; None without validation data.
         best_phase: what the method did in that epoch.
         stopped: why training ended.
         history: a record per epoch: "epoch", "step", "phase", the means of the figures of its
             steps, and on validation data the three example-F1 and the cross-entropy.
         seconds: of each epoch, validation included.
         folder: where the run was written, or None.
+        selection: after a refit, the models that chose the epoch, which never saw the validation
+            rows; else None.
     """
 
-    method: str
+    method: Method
     data: str
     seed: int
     models: Models
     monitor: str
     best_epoch: int
-    best_value: float
+    best_value: float | None
     best_phase: str
     stopped: str
     history: tuple[dict[str, Any], ...]
     seconds: tuple[float, ...]
     folder: Path | None = None
+    selection: Models | None = None
 
     def predict(self, X: Any) -> Tensor:
-        """Return probabilities ``[n, L]`` for the rows of X, by the network alone."""
-        return predict_probabilities(self.models, X)
+        """Return what the method predicts for the rows of X, ``[n, L]``."""
+        return predict_probabilities(self.method, self.models, X)
+
+    def predict_held_out(self, X: Any) -> Tensor:
+        """Return the same by models that never saw the validation rows: to fit decoders there."""
+        return predict_probabilities(self.method, self.selection or self.models, X)
 
     def to_dict(self) -> dict[str, Any]:
         """Return all but the models as plain JSON values."""
         values = {key: value for key, value in vars(self).items() if key != "models"}
         return values | {
+            "method": self.method.name,
             "history": list(self.history),
             "seconds": list(self.seconds),
             "folder": None if self.folder is None else str(self.folder),
+            "selection": self.selection is not None,
         }
 
 
 def train(
     method: Method,
     training: MultiLabelData,
-    validation: MultiLabelData,
+    validation: MultiLabelData | None,
     config: TrainConfig | None = None,
     *,
     model: ModelConfig | Models | None = None,
@@ -92,10 +106,11 @@ def train(
     Args:
         method: how to train.
         training: what to learn from.
-        validation: what decides when to stop and which weights to keep. Never the test part.
+        validation: what decides when to stop and which weights to keep. Never the test part. None
+            trains for all epochs and keeps the last weights.
         config: the settings; by default ``TrainConfig()``.
         model: sizes of the models, by default ``ModelConfig()``; or models of your own, which are
-            then trained in place.
+            then trained in place (and not with ``config.refit``, which has to start anew).
         run_dir: a folder for checkpoints, logs and the result; None writes nothing.
         resume: go on with the run in `run_dir`, where its last checkpoint left it. If there is
             none yet, the run starts; if it is finished, its result is returned.
@@ -111,7 +126,8 @@ def train(
             checkpoint is damaged or cannot be written. Nothing is overwritten.
         DataError: if the two parts differ in features or labels.
         TrainingError: if a figure stops being finite.
-        ValueError: if the device is not there, or mixed precision does not suit the method.
+        ValueError: if the device is not there, mixed precision does not suit the method, or a refit
+            lacks validation data or a `ModelConfig`.
 
     Example:
         >>> from structured.data import digit_strips
@@ -130,7 +146,42 @@ def train(
     config, model = config or TrainConfig(), model or ModelConfig()
     if resume and run_dir is None:
         raise ValueError("resume: found True without run_dir, wanted the folder of the run")
-    _check_parts(training, validation)
+    place = None if run_dir is None else Path(run_dir)
+    once = partial(_train_once, method, resume=resume, progress=progress, on_epoch=on_epoch)
+    if not config.refit:
+        result = once(training, validation, config, model=model, run_dir=place)
+    else:
+        if validation is None or isinstance(model, Models):
+            raise ValueError(
+                "refit: found True without a validation part or with models of your own; wanted a "
+                "part to choose the epochs on, and a ModelConfig to start anew from"
+            )
+        result = once(training, validation, config, model=model, run_dir=place)
+        final = replace(config, epochs=result.best_epoch, refit=False)
+        everything = joined(training, validation)
+        again = None if place is None else place / REFIT
+        refitted = once(everything, None, final, model=model, run_dir=again)
+        result = replace(result, models=refitted.models, selection=result.models)
+    if place is not None:
+        _write(result, place, model, training)
+    return result
+
+
+def _train_once(
+    method: Method,
+    training: MultiLabelData,
+    validation: MultiLabelData | None,
+    config: TrainConfig,
+    *,
+    model: ModelConfig | Models,
+    run_dir: Path | None,
+    resume: bool,
+    progress: bool | None,
+    on_epoch: OnEpoch | None,
+) -> RunResult:
+    """One training, from the first step or from a checkpoint to its end."""
+    parts = {"training": training} | ({} if validation is None else {"validation": validation})
+    _check_parts(parts)
     device = config.torch_device()
     # One stream each: parameters and the first dropout masks must not come from equal numbers.
     seeds = [int(s) for s in np.random.SeedSequence(config.seed).generate_state(4)]
@@ -144,19 +195,21 @@ def train(
             models, steps_per_epoch=batches.steps_per_epoch, seed=seeds[3], device=device
         )
         _check_precision(config, learner)
-        gold = Rows(validation.Y).take(np.arange(validation.n_rows))
+        watched = None
+        if validation is not None:
+            gold = Rows(validation.Y).take(np.arange(validation.n_rows))
+            watched = (Rows(validation.X, device), gold)
         folder = None
         if run_dir is not None:
-            described = _describe(method, model, config, device, training, validation)
-            folder = RunFolder(run_dir, described)
-        loop = Loop(learner, batches, (Rows(validation.X, device), gold), config, folder, on_epoch)
+            folder = RunFolder(run_dir, _describe(method, model, config, device, parts))
+        loop = Loop(learner, batches, watched, config, folder, on_epoch)
         loop.open(resume)
         loop.run(progress)
     done, best = loop.progress, loop.progress.best
     assert best is not None
     set_weights(models, best.weights)
-    result = RunResult(
-        method=method.name,
+    return RunResult(
+        method=method,
         data=training.title,
         seed=config.seed,
         models=models,
@@ -169,35 +222,28 @@ def train(
         seconds=tuple(done.seconds),
         folder=None if folder is None else folder.path,
     )
-    if folder is not None:
-        _write(result, folder, method, model, training)
-    return result
 
 
 def _write(
-    result: RunResult,
-    folder: RunFolder,
-    method: Method,
-    model: ModelConfig | Models,
-    training: MultiLabelData,
+    result: RunResult, folder: Path, model: ModelConfig | Models, training: MultiLabelData
 ) -> None:
-    save_models(
-        folder / MODEL,
-        result.models,
-        model if isinstance(model, ModelConfig) else None,
-        features=training.n_features,
-        labels=training.n_labels,
-        about={
-            "method": method_to_dict(method),
-            "data": training.title,
-            "seed": result.seed,
-            "label_names": list(training.label_names),
-        },
-    )
-    folder.write_json(RESULT, result.to_dict())
+    about = {
+        "method": method_to_dict(result.method),
+        "data": training.title,
+        "seed": result.seed,
+        "label_names": list(training.label_names),
+    }
+    config = model if isinstance(model, ModelConfig) else None
+    files = {SELECTION: result.selection, MODEL: result.models}
+    for name, models in files.items():
+        if models is not None:
+            sizes = {"features": training.n_features, "labels": training.n_labels}
+            save_models(folder / name, models, config, **sizes, about=about)
+    write_json(folder / RESULT, result.to_dict())
 
 
-def _check_parts(training: MultiLabelData, validation: MultiLabelData) -> None:
+def _check_parts(parts: Mapping[str, MultiLabelData]) -> None:
+    training, validation = parts["training"], parts.get("validation", parts["training"])
     if (training.n_features, training.label_names) != (
         validation.n_features,
         validation.label_names,
@@ -223,10 +269,8 @@ def _describe(
     model: ModelConfig | Models,
     config: TrainConfig,
     device: torch.device,
-    training: MultiLabelData,
-    validation: MultiLabelData,
+    parts: Mapping[str, MultiLabelData],
 ) -> dict[str, Any]:
-    parts = {"training": training, "validation": validation}
     return {
         "method": method_to_dict(method),
         "model": model.to_dict() if isinstance(model, ModelConfig) else {},

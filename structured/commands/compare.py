@@ -63,6 +63,8 @@ def compare(
     patience: options.Patience = None,
     monitor: options.Monitor = None,
     last_phase_only: options.LastPhaseOnly = None,
+    average: options.Average = None,
+    refit: options.Refit = None,
     device: options.Device = None,
     threads: options.Threads = None,
     mixed_precision: options.MixedPrecision = None,

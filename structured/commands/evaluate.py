@@ -43,7 +43,7 @@ def evaluate(
 
     from structured.commands.trained import columns, load_trained
     from structured.evaluation import evaluate as evaluate_parts
-    from structured.evaluation import predict_probabilities, score
+    from structured.evaluation import score
 
     trained = load_trained(run)
     if data is None:
@@ -55,12 +55,13 @@ def evaluate(
                     f"{trained.source.data} has other labels than the model was trained on; name "
                     "the right data with --data"
                 )
+        inputs = {
+            name: trained.features(part.X, part.feature_names) for name, part in parts.items()
+        }
         found = evaluate_parts(
             {
-                name: predict_probabilities(
-                    trained.models, trained.features(part.X, part.feature_names)
-                )
-                for name, part in parts.items()
+                "validation": trained.predict_held_out(inputs["validation"]),
+                "test": trained.predict(inputs["test"]),
             },
             {name: part.Y for name, part in parts.items()},
             data=trained.evaluation.data,
@@ -71,9 +72,7 @@ def evaluate(
     else:
         reading = Reading(labels, n_features, n_labels, features_from, labels_from)
         rows = open_data(data, reading, download=download)
-        probabilities = predict_probabilities(
-            trained.models, trained.features(rows.X, rows.feature_names)
-        )
+        probabilities = trained.predict(trained.features(rows.X, rows.feature_names))
         chosen = columns(rows.label_names, trained.label_names, "label")
         gold = torch.from_numpy(rows.Y[:, chosen].toarray()).float()
         scores = {

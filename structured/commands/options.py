@@ -227,6 +227,27 @@ LastPhaseOnly: TypeAlias = Annotated[
         rich_help_panel=_TRAINING,
     ),
 ]
+Average: TypeAlias = Annotated[
+    float | None,
+    typer.Option(
+        metavar="X",
+        min=0,
+        help="Decay of the running average of the weights, which is validated and kept; 0 keeps "
+        "the weights as they are.",
+        show_default=shown("training", "average"),
+        rich_help_panel=_TRAINING,
+    ),
+]
+Refit: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--refit/--no-refit",
+        help="After the best epoch is known, train anew for so long on training and validation "
+        "rows together.",
+        show_default=shown("training", "refit"),
+        rich_help_panel=_TRAINING,
+    ),
+]
 Device: TypeAlias = Annotated[
     str | None,
     typer.Option(

@@ -67,11 +67,10 @@ def predict(
     Columns are found by their names, where the model and the file have names.
     """
     from structured.commands.trained import SHORT_NAMES, load_trained
-    from structured.evaluation import predict_probabilities
 
     trained = load_trained(run)
     X = _read(file, trained, features_from)
-    probabilities = predict_probabilities(trained.models, X)
+    probabilities = trained.predict(X)
     sets = trained.decoders()[SHORT_NAMES[decoder]].decode(probabilities).bool().tolist()
     lines = _lines(trained.label_names, sets, probabilities.tolist(), as_json=as_json)
     if output is None:

@@ -42,6 +42,8 @@ def train(
     patience: options.Patience = None,
     monitor: options.Monitor = None,
     last_phase_only: options.LastPhaseOnly = None,
+    average: options.Average = None,
+    refit: options.Refit = None,
     device: options.Device = None,
     threads: options.Threads = None,
     mixed_precision: options.MixedPrecision = None,
@@ -66,9 +68,10 @@ def train(
     Decoders are fitted on the validation part, which also decides when to stop. A run that is
     killed or interrupted goes on with --resume and ends with the same numbers.
     """
+    from structured._atomic import write_json
     from structured.commands.pictures import draw
     from structured.commands.settings import claim, prepare
-    from structured.experiment import EVALUATION, folder_name, score_run, write_values
+    from structured.experiment import EVALUATION, folder_name, score_run
     from structured.run_folder import DESCRIPTION
     from structured.training import train as run
 
@@ -93,7 +96,7 @@ def train(
         say(f"structured: interrupted; the same command with --resume goes on with {folder}")
         raise typer.Exit(INTERRUPTED) from None
     evaluation = score_run(result, validation, test)
-    write_values(folder / EVALUATION, evaluation.to_dict())
+    write_json(folder / EVALUATION, evaluation.to_dict())
     prepared.source.write(folder)
     pictures = draw(result, training, folder, title=evaluation.title) if plots else []
     if as_json:

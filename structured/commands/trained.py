@@ -12,8 +12,11 @@ from structured.commands.settings import Source
 from structured.errors import CheckpointError, DataError
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from structured.decoding import FittedDecoder
     from structured.evaluation import Evaluation
+    from structured.methods import Method
     from structured.models import Models
 
 SHORT_NAMES = {
@@ -29,14 +32,18 @@ class Trained:
     """A trained model with what is known about it.
 
     Args:
+        method: that trained it.
         models: with their weights.
+        held_out: models that never saw the validation part of the run; `models` but after a refit.
         n_features: the size of its input.
         label_names: of its outputs.
         source: where its data came from.
         evaluation: its scores, with the thresholds fitted on its validation part.
     """
 
+    method: Method
     models: Models
+    held_out: Models
     n_features: int
     label_names: tuple[str, ...]
     source: Source
@@ -51,6 +58,18 @@ class Trained:
         for name, value in self.evaluation.thresholds.items():
             fitted[name] = Threshold(value)
         return fitted
+
+    def predict(self, X: Any) -> Tensor:
+        """Return probabilities for rows as `features` returns them, ``[n, L]``."""
+        from structured.evaluation import predict_probabilities
+
+        return predict_probabilities(self.method, self.models, X)
+
+    def predict_held_out(self, X: Any) -> Tensor:
+        """Return the same for the validation part of the run."""
+        from structured.evaluation import predict_probabilities
+
+        return predict_probabilities(self.method, self.held_out, X)
 
     def features(self, X: Any, names: Sequence[str]) -> Any:
         """Return the columns of a table that the model wants, in its order.
@@ -80,18 +99,34 @@ def load_trained(folder: Path) -> Trained:
     """
     from structured.evaluation import Evaluation
     from structured.experiment import EVALUATION
+    from structured.methods import from_dict
     from structured.model_file import load_models
-    from structured.run_folder import MODEL
+    from structured.run_folder import MODEL, SELECTION
 
     source = Source.read(folder)
     models, about = load_models(folder / MODEL)
+    held_out = models
+    if (folder / SELECTION).exists():
+        held_out, _ = load_models(folder / SELECTION)
+    try:
+        method = from_dict(about["method"])
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{folder / MODEL}: {error}") from error
     try:
         evaluation = Evaluation.from_dict(json.loads((folder / EVALUATION).read_bytes()))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckpointError(
             f"{folder / EVALUATION}: is not there or damaged; train again with --resume"
         ) from error
-    return Trained(models, source.n_features, tuple(about["label_names"]), source, evaluation)
+    return Trained(
+        method=method,
+        models=models,
+        held_out=held_out,
+        n_features=source.n_features,
+        label_names=tuple(about["label_names"]),
+        source=source,
+        evaluation=evaluation,
+    )
 
 
 def columns(names: Sequence[str], wanted: Sequence[str], what: str) -> list[int]:

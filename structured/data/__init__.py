@@ -10,6 +10,7 @@ from structured.data.registry import known_names, load
 from structured.data.splits import (
     carve,
     iterative_stratification,
+    joined,
     shares,
     stratified,
     train_validation_test,
@@ -22,6 +23,7 @@ __all__ = [
     "carve",
     "digit_strips",
     "iterative_stratification",
+    "joined",
     "known_names",
     "load",
     "read_arff",

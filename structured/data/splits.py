@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -164,6 +165,35 @@ def carve(
         train.subset(split.rows(part), split=made, part=part) for part in split.names
     )
     return rest, validation
+
+
+def joined(first: MultiLabelData, second: MultiLabelData) -> MultiLabelData:
+    """Return the rows of two parts of one set, the first's first; without splits.
+
+    Raises:
+        DataError: They differ in features or labels.
+
+    Example:
+        >>> data = MultiLabelData(X=np.eye(4), Y=[[1, 0], [1, 0], [0, 1], [0, 1]], name="toy")
+        >>> print(joined(*carve(data, 0.5)).title)
+        toy (all rows, validation 0.5, seed 0/train + validation)
+    """
+    same = (first.n_features, first.label_names) == (second.n_features, second.label_names)
+    if not same:
+        raise DataError(
+            f"{first.title} and {second.title} differ in features or labels; wanted parts of one "
+            "set"
+        )
+    stack = sparse.vstack if sparse.issparse(first.X) else np.concatenate
+    parts = [str(part.meta["part"]) for part in (first, second) if "part" in part.meta]
+    meta = {**first.meta, "part": " + ".join(parts)} if parts else dict(first.meta)
+    return replace(
+        first,
+        X=stack([first.X, second.X]),
+        Y=sparse.vstack([first.Y, second.Y]),
+        splits={},
+        meta=meta,
+    )
 
 
 def train_validation_test(

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from structured.models import Models
+from structured.models import Models, evaluating
 
 
 class Method(ABC):
@@ -22,6 +22,19 @@ class Method(ABC):
     @abstractmethod
     def name(self) -> str:
         """A short name for tables and folders, such as "cross-entropy"."""
+
+    def predict(self, models: Models, x: Tensor) -> Tensor:
+        """Return points of the relaxed space for inputs: by default one pass of the network.
+
+        Args:
+            models: trained, in evaluation mode.
+            x: inputs, ``[B, ...]``.
+
+        Returns:
+            ``[B, *event]``, probabilities for labels; no gradient passes.
+        """
+        with torch.no_grad():
+            return models.space.relax(models.network(x))
 
     @abstractmethod
     def learner(
@@ -108,7 +121,7 @@ class Learner(ABC):
         self.epoch += 1
 
     def predict(self, x: Tensor) -> Tensor:
-        """Return the network's probabilities, without dropout; the cost of one forward pass.
+        """Return what the method predicts with the present weights, without dropout.
 
         Args:
             x: inputs, ``[B, ...]``.
@@ -116,14 +129,8 @@ class Learner(ABC):
         Returns:
             A point of the relaxed space, ``[B, *event]``; no gradient passes.
         """
-        network = self.models.network
-        training = network.training
-        network.eval()
-        try:
-            with torch.no_grad():
-                return self.models.space.relax(network(x))
-        finally:
-            network.train(training)
+        with evaluating(self.models):
+            return self.method.predict(self.models, x)
 
     def state_dict(self) -> dict[str, Any]:
         """Return a copy of all that a learner of the same method needs to go on bit for bit.

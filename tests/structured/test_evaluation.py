@@ -25,6 +25,7 @@ from structured.evaluation import (
     predict_probabilities,
     validation_figures,
 )
+from structured.methods import CrossEntropy
 from structured.metrics import example_f1
 from structured.models import ModelConfig, Models, build_models
 from structured.spaces import Labels
@@ -152,7 +153,7 @@ def test_prediction_is_one_forward_pass_in_batches_without_energy_or_dropout() -
     X = np.random.default_rng(0).random((7, 5)).astype(np.float32)
     calls: list[int] = []
     models.network.register_forward_hook(lambda _, inputs, __: calls.append(len(inputs[0])))
-    found = predict_probabilities(without, sparse.csr_array(X), batch_size=3)
+    found = predict_probabilities(CrossEntropy(), without, sparse.csr_array(X), batch_size=3)
     assert calls == [3, 3, 1]
     wanted = torch.sigmoid(models.network.eval()(torch.from_numpy(X)))
     assert torch.allclose(found, wanted.detach())
@@ -162,7 +163,7 @@ def test_prediction_is_one_forward_pass_in_batches_without_energy_or_dropout() -
 def test_prediction_leaves_every_module_in_its_mode() -> None:
     network = nn.Sequential(nn.Linear(2, 1), nn.Dropout(0.5))
     network[1].eval()
-    predict_probabilities(Models(Labels(1), network), np.ones((2, 2)))
+    predict_probabilities(CrossEntropy(), Models(Labels(1), network), np.ones((2, 2)))
     assert (network.training, network[0].training, network[1].training) == (True, True, False)
 
 
