@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from structured.decoding import Decoder, ExpectedF1, FittedDecoder, Threshold, TunedThreshold
-from structured.methods import CrossEntropy, Implicit, Method
-
-METHODS: Mapping[str, type[Method]] = {"cross_entropy": CrossEntropy, "implicit": Implicit}
-"""The methods that can be asked for by name, with their default settings."""
+from structured.methods import Method
+from structured.methods.registry import known
 
 DECODERS: Mapping[str, Decoder] = {
     "threshold": Threshold(),
@@ -33,12 +31,13 @@ def as_method(method: str | Method) -> Method:
     """
     if isinstance(method, Method):
         return method
-    if method not in METHODS:
+    methods = known()
+    if method not in methods:
         raise ValueError(
-            f"method: found {method!r}, wanted one of {', '.join(map(repr, METHODS))}, or an "
+            f"method: found {method!r}, wanted one of {', '.join(map(repr, methods))}, or an "
             "object of structured.methods"
         )
-    return METHODS[method]()
+    return methods[method]()
 
 
 def as_decoder(decoder: str | Decoder) -> Decoder:

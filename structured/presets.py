@@ -37,7 +37,6 @@ BASE: Settings = {
         "tensorboard": False,
     },
     "machine": {"threads": None},
-    "methods": {"cross_entropy": "", "implicit": ""},
     "comparison": {"methods": ["cross_entropy", "implicit"], "seeds": 3},
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structured.commands.failures import UsageError
-from structured.presets import BASE, PRESETS, setting
+from structured.presets import PRESETS
 
 if TYPE_CHECKING:
     from structured.methods import Method
@@ -84,7 +84,7 @@ def _described(spec: str, data: str | None) -> dict[str, Any]:
 
     name, _, options = (part.strip() for part in spec.partition(":"))
     described = to_dict(as_method(name))
-    own = setting("methods", name, data) if name in BASE["methods"] else ""
+    own = PRESETS.get(data or "", {}).get("methods", {}).get(name, "")
     for text in (own, options):
         for option in text.split(",") if text else []:
             _set(described, option.strip())

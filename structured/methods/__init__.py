@@ -12,6 +12,7 @@ from structured.methods.hypergradient import NoAdjoint, UnrolledProblem, unroll
 from structured.methods.implicit import Implicit
 from structured.methods.implicit_learner import ImplicitLearner
 from structured.methods.primaries import ContrastiveDivergence, Margin, Primary, Value
+from structured.methods.registry import known, register
 
 __all__ = [
     "ContrastiveDivergence",
@@ -28,6 +29,8 @@ __all__ = [
     "UnrolledProblem",
     "Value",
     "from_dict",
+    "known",
+    "register",
     "to_dict",
     "unroll",
 ]

@@ -11,9 +11,11 @@ from torch import Tensor
 from structured.methods._objectives import draw_masks
 from structured.methods._optimizer import check_rate, descend, make_optimizer
 from structured.methods.base import Learner, Method
+from structured.methods.registry import register
 from structured.models import Models
 
 
+@register("cross_entropy")
 @dataclass(frozen=True)
 class CrossEntropy(Method):
     """Train the network with cross-entropy, summed over labels (the paper's MBCE).

@@ -10,18 +10,15 @@ import bilevel
 from structured import costs, sampling
 from structured.methods import primaries
 from structured.methods.base import Method
-from structured.methods.cross_entropy import CrossEntropy
 from structured.methods.figures import TrustLimits
 from structured.methods.hypergradient import NoAdjoint
-from structured.methods.implicit import Implicit
+from structured.methods.registry import known
 
 _TYPE = "type"
 
-_CLASSES: dict[str, type] = {
+_PARTS: dict[str, type] = {
     cls.__name__: cls
     for cls in (
-        CrossEntropy,
-        Implicit,
         primaries.Margin,
         primaries.ContrastiveDivergence,
         primaries.Value,
@@ -63,6 +60,7 @@ def to_dict(method: Method) -> dict[str, Any]:
         TypeError: if an option is a function or an object of your own; the message names it.
 
     Example:
+        >>> from structured.methods import CrossEntropy
         >>> to_dict(CrossEntropy(lr=0.01))
         {'type': 'CrossEntropy', 'lr': 0.01, 'weight_decay': 0.0}
     """
@@ -91,11 +89,11 @@ def _describe(value: Any, place: str) -> Any:
     name = getattr(value, "__name__", "")
     if _FUNCTIONS.get(name) is value:
         return {_TYPE: name}
-    cls = type(value)
-    if _CLASSES.get(cls.__name__) is not cls:
+    cls, classes = type(value), _classes()
+    if classes.get(cls.__name__) is not cls:
         raise TypeError(
             f"{place}: found {value!r}, which cannot be written as JSON; wanted one of "
-            f"{', '.join((*_CLASSES, *_FUNCTIONS))}"
+            f"{', '.join((*classes, *_FUNCTIONS))}"
         )
     fields = {
         field.name: _describe(getattr(value, field.name), f"{place}.{field.name}")
@@ -110,11 +108,12 @@ def _restore(value: Any, place: str) -> Any:
     name = value.get(_TYPE)
     if name in _FUNCTIONS and len(value) == 1:
         return _FUNCTIONS[name]
-    if name not in _CLASSES:
+    classes = _classes()
+    if name not in classes:
         raise ValueError(
-            f"{place}: found the type {name!r}, wanted one of {', '.join((*_CLASSES, *_FUNCTIONS))}"
+            f"{place}: found the type {name!r}, wanted one of {', '.join((*classes, *_FUNCTIONS))}"
         )
-    cls = _CLASSES[name]
+    cls = classes[name]
     known = [field.name for field in dataclasses.fields(cls)]
     options = {key: item for key, item in value.items() if key != _TYPE}
     unknown = [key for key in options if key not in known]
@@ -128,3 +127,7 @@ def _restore(value: Any, place: str) -> Any:
         return cls(**restored)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{place}: {error}") from error
+
+
+def _classes() -> dict[str, type]:
+    return {cls.__name__: cls for cls in known().values()} | _PARTS

@@ -17,6 +17,7 @@ from structured.methods.figures import TrustLimits
 from structured.methods.hypergradient import NoAdjoint
 from structured.methods.implicit_learner import ImplicitLearner
 from structured.methods.primaries import Margin, Primary
+from structured.methods.registry import register
 from structured.models import Models
 from structured.sampling import Sampler
 
@@ -29,6 +30,7 @@ _CHOICES = {
 }
 
 
+@register("implicit")
 @dataclass(frozen=True)
 class Implicit(Method):
     """Train an energy for a primary loss, through the inference network trained on that energy.
