@@ -306,6 +306,7 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
             self._model_config(),
             features=self.n_features_in_,
             labels=len(self.classes_),
+            method=as_method(self.method),
             about={"estimator": {"parameters": params, "fitted": fitted}},
         )
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from structured.checkpoint import check_same, load_state, save_state
 from structured.errors import CheckpointError
+from structured.methods import Method, from_dict, to_dict
 from structured.models import ModelConfig, Models, build_models
 
 _KIND = "model"
@@ -52,6 +53,7 @@ def save_models(
     *,
     features: int,
     labels: int,
+    method: Method | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> None:
     """Write models to a file, whole or not at all.
@@ -62,15 +64,18 @@ def save_models(
         config: their sizes; None for models that no `ModelConfig` describes.
         features: the size of x, D.
         labels: how many labels, L.
+        method: whose `Method.build` makes such models; None for `build_models`.
         about: plain values to keep with them: the method, label names, thresholds, ...
 
     Raises:
         CheckpointError: if the file cannot be written; an earlier one is then unchanged.
+        TypeError: if the method holds a function or an object of your own.
     """
     state = {
         "config": None if config is None else config.to_dict(),
         "features": features,
         "labels": labels,
+        "method": None if method is None else to_dict(method),
         "about": dict(about or {}),
         "weights": weights_of(models),
     }
@@ -113,9 +118,11 @@ def load_models(
             )
         try:
             config = ModelConfig.from_dict(state["config"])
+            method = state.get("method")
+            build = build_models if method is None else from_dict(method).build
         except ValueError as error:
             raise CheckpointError(f"{os.fspath(path)}: {error}") from error
-        models = build_models(state["features"], state["labels"], config, seed=0)
+        models = build(state["features"], state["labels"], config, seed=0)
     check_same(path, shapes_of(state["weights"]), shapes_of(weights_of(models)), "model")
     set_weights(models, state["weights"])
     return models, state["about"]

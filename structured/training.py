@@ -24,7 +24,7 @@ from structured.fingerprint import data_fingerprint
 from structured.methods import Learner, Method
 from structured.methods import to_dict as method_to_dict
 from structured.model_file import save_models, set_weights
-from structured.models import ModelConfig, Models, build_models
+from structured.models import ModelConfig, Models
 from structured.randomness import own_randomness
 from structured.run_folder import MODEL, REFIT, RESULT, SELECTION, RunFolder
 from structured.train_config import TrainConfig
@@ -187,7 +187,7 @@ def _train_once(
     seeds = [int(s) for s in np.random.SeedSequence(config.seed).generate_state(4)]
     with own_randomness(seeds[0], device):
         if isinstance(model, ModelConfig):
-            models = build_models(training.n_features, training.n_labels, model, seeds[1])
+            models = method.build(training.n_features, training.n_labels, model, seeds[1])
         else:
             models = model
         batches = Batches(training.X, training.Y, config.batch_size, seed=seeds[2], device=device)
@@ -238,7 +238,7 @@ def _write(
     for name, models in files.items():
         if models is not None:
             sizes = {"features": training.n_features, "labels": training.n_labels}
-            save_models(folder / name, models, config, **sizes, about=about)
+            save_models(folder / name, models, config, **sizes, method=result.method, about=about)
     write_json(folder / RESULT, result.to_dict())
 
 

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from structured.models import Models, evaluating
+from structured.models import ModelConfig, Models, build_models, evaluating
 
 
 class Method(ABC):
@@ -22,6 +22,22 @@ class Method(ABC):
     @abstractmethod
     def name(self) -> str:
         """A short name for tables and folders, such as "cross-entropy"."""
+
+    def build(self, n_features: int, n_labels: int, config: ModelConfig, seed: int) -> Models:
+        """Make the models this method trains, freshly initialised: by default `build_models`.
+
+        A method with an energy of its own keeps the network, so that all methods start from the
+        same one, and replaces the energy. All that is trained has to be in these two modules: they
+        are what is averaged, saved and given to `predict`.
+
+        Args:
+            n_features: the size of x, D.
+            n_labels: how many labels, L.
+            config: their sizes.
+            seed: decides the initial parameters, and nothing else does; torch's own random state is
+                left as it was.
+        """
+        return build_models(n_features, n_labels, config, seed)
 
     def predict(self, models: Models, x: Tensor) -> Tensor:
         """Return points of the relaxed space for inputs: by default one pass of the network.
