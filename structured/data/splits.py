@@ -184,7 +184,7 @@ def joined(first: MultiLabelData, second: MultiLabelData) -> MultiLabelData:
             f"{first.title} and {second.title} differ in features or labels; wanted parts of one "
             "set"
         )
-    stack = sparse.vstack if sparse.issparse(first.X) else np.concatenate
+    stack: Any = sparse.vstack if sparse.issparse(first.X) else np.concatenate
     parts = [str(part.meta["part"]) for part in (first, second) if "part" in part.meta]
     meta = {**first.meta, "part": " + ".join(parts)} if parts else dict(first.meta)
     return replace(

@@ -22,10 +22,10 @@ from sklearn.utils import estimator_checks
 from structured.decoding import ExpectedF1, Threshold, TunedThreshold
 from structured.errors import CheckpointError
 from structured.estimators import MultiLabelClassifier
-from structured.methods import ContrastiveDivergence, CrossEntropy, Implicit, Margin
+from structured.methods import ContrastiveDivergence, CrossEntropy, Implicit, Margin, known
 from structured.model_file import save_models
 from structured.models import ModelConfig, build_models
-from structured.named import DECODERS, METHODS
+from structured.named import DECODERS
 from structured.train_config import TrainConfig
 
 SMALL: dict[str, Any] = {
@@ -352,7 +352,7 @@ def test_history_and_models_can_be_studied_after_fit() -> None:
 
 
 def test_methods_by_name_are_the_defaults() -> None:
-    assert {name: kind() for name, kind in METHODS.items()} == {
+    assert {name: kind() for name, kind in known().items()} == {
         "cross_entropy": CrossEntropy(),
         "implicit": Implicit(),
     }
