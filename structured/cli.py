@@ -1,4 +1,4 @@
-"""The command line: ``structured train | evaluate | predict | compare | data``."""
+"""The command line: ``structured train | evaluate | predict | compare | methods | data``."""
 
 from __future__ import annotations
 

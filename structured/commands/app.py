@@ -10,6 +10,7 @@ from structured.commands import data
 from structured.commands.compare import compare
 from structured.commands.evaluate import evaluate
 from structured.commands.failures import OneLineGroup
+from structured.commands.methods import methods
 from structured.commands.predict import predict
 from structured.commands.train import train
 
@@ -23,7 +24,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (train, evaluate, predict, compare):
+for command in (train, evaluate, predict, compare, methods):
     app.command()(command)
 app.add_typer(data.app, name="data")
 

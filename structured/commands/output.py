@@ -7,6 +7,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
     from rich.table import Table
 
 WIDTH = 120
@@ -20,10 +21,17 @@ def print_json(value: Any) -> None:
 
 def print_table(table: Table) -> None:
     """Print a `rich` table: in colour on a terminal, plain elsewhere."""
+    print_rich(table)
+
+
+def print_rich(*parts: RenderableType) -> None:
+    """Print tables and texts of `rich`, each below the one before; colours as in `print_table`."""
     from rich.console import Console
 
     terminal = sys.stdout.isatty()
-    Console(file=sys.stdout, width=None if terminal else WIDTH).print(table)
+    console = Console(file=sys.stdout, width=None if terminal else WIDTH)
+    for part in parts:
+        console.print(part)
 
 
 def say(text: str) -> None:

@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 OWN = "; ".join(f"{name}: {text}" for name, text in PRESETS["digits"]["methods"].items())
 HELP = (
-    "cross_entropy, implicit, either with options, as in 'implicit: primary=Value, inner_steps=2, "
-    "solver=CG, solver.max_steps=5', or a .json file with a method, such as a run.json. On digits "
-    f"a method by name has other rates: {OWN}."
+    "METHOD is a name that `structured methods` lists, alone or with options, as in 'implicit: "
+    "primary=Value, inner_steps=2, solver=CG, solver.max_steps=5'; or a .json file with a method, "
+    f"such as a run.json. On digits a method by name has other rates: {OWN}."
 )
 
 

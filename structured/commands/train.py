@@ -15,7 +15,7 @@ from structured.commands.output import print_json, print_table, say
 def train(
     context: typer.Context,
     method: Annotated[
-        str, typer.Option("--method", "-m", metavar="METHOD", help=f"How to train: {specs.HELP}")
+        str, typer.Option("--method", "-m", metavar="METHOD", help=f"How to train. {specs.HELP}")
     ] = "implicit",
     seed: options.Seed = 0,
     output: Annotated[
@@ -57,6 +57,7 @@ def train(
     energy_hidden: options.EnergyHidden = None,
     energy_activation: options.EnergyActivation = None,
     global_size: options.GlobalSize = None,
+    cardinality: options.Cardinality = None,
     labels: options.LabelList = None,
     n_features: options.NFeatures = None,
     n_labels: options.NLabels = None,
