@@ -133,18 +133,41 @@ def best_from_samples(samples: Tensor, weights: Tensor) -> Tensor:
     """
     sizes = samples.sum(dim=-1)
     # A label that no sample holds only makes the set larger: never worth it.
-    limit = int((samples.amax(dim=0) > 0).sum(dim=-1).max())
-    if limit == 0:
+    useful = int((samples.amax(dim=0) > 0).sum(dim=-1).max())
+    if useful == 0:
         return torch.zeros_like(samples[0])
-    k = torch.arange(1, limit + 1, dtype=samples.dtype, device=samples.device)
-    gains = 2.0 * weights[..., None] / (k + sizes[..., None])
-    worth = torch.einsum("sbl,sbk->bkl", samples, gains)
-    ordered, order = worth.sort(dim=-1, descending=True, stable=True)
-    totals = ordered.cumsum(dim=-1)[:, :, :limit].diagonal(dim1=1, dim2=2)
-    empty = (weights * (sizes == 0)).sum(dim=0)[:, None]
-    best = torch.cat([empty, totals], dim=-1).argmax(dim=-1)
-    row = (best - 1).clamp(min=0)[:, None, None].expand(-1, 1, samples.shape[-1])
-    chosen = torch.arange(samples.shape[-1], device=samples.device) < best[:, None]
-    return torch.zeros_like(samples[0]).scatter(
-        -1, order.gather(1, row).squeeze(1), chosen.to(samples.dtype)
-    )
+    # A sample matters through its size alone: gather them by size, and try every k on the sums.
+    n = torch.arange(int(sizes.max()) + 1, dtype=samples.dtype, device=samples.device)
+    of_size = weights[..., None] * (sizes[..., None] == n)
+    mass = torch.einsum("sbl,sbn->bnl", samples, of_size)
+    share = of_size.sum(dim=0)
+    limit = min(useful, _FIRST_LIMIT // 2)
+    value, chosen = _best_of_sizes(mass, share, limit)
+    # No set of k labels has more than the mean of 2 n / (k + n): larger ones only where that wins.
+    k = torch.arange(limit + 1, useful + 1, dtype=samples.dtype, device=samples.device)
+    bound = torch.einsum("bn,kn->bk", share, 2.0 * n / (k[:, None] + n))
+    possible = (bound > value[:, None]).any(dim=0)
+    if bool(possible.any()):
+        _, chosen = _best_of_sizes(mass, share, limit + 1 + int(possible.nonzero().max()))
+    return chosen
+
+
+def _best_of_sizes(mass: Tensor, share: Tensor, limit: int) -> tuple[Tensor, Tensor]:
+    """Return the best mean F1 of sets of at most `limit` labels, ``[B]``, and the sets ``[B, L]``.
+
+    Args:
+        mass: the weight of the samples of each size that hold a label, ``[B, N + 1, L]``.
+        share: the weight of the samples of each size, ``[B, N + 1]``.
+        limit: the most labels, at least 1.
+    """
+    labels = mass.shape[-1]
+    n = torch.arange(mass.shape[1], dtype=mass.dtype, device=mass.device)
+    k = torch.arange(1, limit + 1, dtype=mass.dtype, device=mass.device)
+    worth = torch.einsum("bnl,kn->bkl", mass, 2.0 / (k[:, None] + n))
+    ordered, order = worth.topk(limit, dim=-1)
+    totals = ordered.cumsum(dim=-1).diagonal(dim1=1, dim2=2)
+    value, best = torch.cat([share[:, :1], totals], dim=-1).max(dim=-1)
+    row = (best - 1).clamp(min=0)[:, None, None].expand(-1, 1, limit)
+    taken = torch.arange(limit, device=mass.device) < best[:, None]
+    sets = mass.new_zeros(len(mass), labels)
+    return value, sets.scatter(-1, order.gather(1, row).squeeze(1), taken.to(mass.dtype))

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from scipy.special import stdtrit
 
-from structured.evaluation import DECODERS, Evaluation
+from structured.evaluation import COLUMNS, Evaluation
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -133,7 +133,7 @@ class Comparison:
             if runs:
                 record["epoch_seconds"] = statistics.median(run.epoch_seconds for run in runs)
                 record["best_epoch"] = statistics.mean(run.best_epoch for run in runs)
-            for decoder in DECODERS:
+            for decoder in COLUMNS:
                 values = list(self.scores(method, decoder).values())
                 if not values:
                     continue
@@ -152,7 +152,7 @@ class Comparison:
         """Say for every method but the baseline, under every decoder, who wins, a line each."""
         lines = []
         for method in self.methods:
-            for decoder in DECODERS:
+            for decoder in COLUMNS:
                 found = self.difference(method, decoder)
                 if method == self.baseline or found is None:
                     continue
@@ -181,15 +181,15 @@ class Comparison:
             caption_justify="left",
         )
         table.add_column("method")
-        for name in ("seeds", *DECODERS, "best epoch", "s / epoch"):
+        for name in ("seeds", *COLUMNS, "best epoch", "s / epoch"):
             table.add_column(name, justify="right")
         records = [record for record in self.summary() if record["seeds"]]
         best = {
             decoder: max((record[decoder]["mean"] for record in records), default=0.0)
-            for decoder in DECODERS
+            for decoder in COLUMNS
         }
         for record in records:
-            cells = [_cell(record[decoder], best[decoder]) for decoder in DECODERS]
+            cells = [_cell(record[decoder], best[decoder]) for decoder in COLUMNS]
             table.add_row(
                 record["method"],
                 str(len(record["seeds"])),

@@ -56,6 +56,8 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         energy_hidden: sizes of the hidden layers of the energy's f(x); None for the network's.
         energy_activation: of f; None for that of the network.
         global_size: rows of the energy's global term.
+        cardinality: the largest number of labels with a value of its own in the energy's term on
+            how many there are; 0 leaves the term out.
         epochs: the most epochs.
         batch_size: rows of a minibatch.
         patience: epochs without improvement on validation after which training stops; None never
@@ -104,6 +106,7 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         energy_hidden: tuple[int, ...] | None = (150, 150),
         energy_activation: str | None = "relu",
         global_size: int = 16,
+        cardinality: int = 64,
         epochs: int = 100,
         batch_size: int = 32,
         patience: int | None = 10,
@@ -124,6 +127,7 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         self.energy_hidden = energy_hidden
         self.energy_activation = energy_activation
         self.global_size = global_size
+        self.cardinality = cardinality
         self.epochs = epochs
         self.batch_size = batch_size
         self.patience = patience

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +14,7 @@ from torch.nn import functional
 from structured.batches import Rows
 from structured.decoding import Decoder, ExpectedF1, FittedDecoder, Threshold, TunedThreshold
 from structured.errors import DataError
+from structured.joint import JointExpectedF1
 from structured.methods.base import Method
 from structured.metrics import example_f1, hamming_accuracy, macro_f1, micro_f1, subset_accuracy
 from structured.models import Models, evaluating
@@ -26,7 +27,14 @@ DECODERS: Mapping[str, Decoder] = {
     "tuned threshold": TunedThreshold(),
     "expected F1": ExpectedF1(),
 }
-"""The three decoders under which every figure is reported."""
+"""The three decoders that need probabilities alone."""
+
+JOINT = "joint expected F1"
+"""The fourth, which asks the energy too: `structured.joint.JointExpectedF1`. For a method whose
+labels are independent it is the third."""
+
+COLUMNS = (*DECODERS, JOINT)
+"""All decoders, in the order of the tables."""
 
 VALIDATION = "validation"
 """The part that decoders are fitted on."""
@@ -62,7 +70,8 @@ class Evaluation:
         seed: the run's seed.
         rows: the rows of each part.
         scores: part -> decoder -> `Scores`.
-        thresholds: the threshold of each decoder that has one, as fitted on validation.
+        thresholds: the threshold of each decoder that has one, as fitted on validation; the scale
+            of the energy for the joint decoder.
 
     Example:
         >>> import torch
@@ -197,7 +206,12 @@ def evaluate(
 
 def score(decoder: FittedDecoder, probabilities: Tensor, gold: Tensor) -> Scores:
     """Return the metrics of a fitted decoder's sets, given ``[N, L]`` of both."""
-    sets = decoder.decode(probabilities)
+    return score_sets(decoder.decode(probabilities), gold)
+
+
+def score_sets(sets: Tensor, gold: Any) -> Scores:
+    """Return the metrics of label sets, given predicted and gold ones, ``[N, L]``."""
+    gold = _labels(gold)
     return Scores(
         example_f1=example_f1(sets, gold),
         micro_f1=micro_f1(sets, gold),
@@ -205,6 +219,41 @@ def score(decoder: FittedDecoder, probabilities: Tensor, gold: Tensor) -> Scores
         hamming=hamming_accuracy(sets, gold),
         subset_accuracy=subset_accuracy(sets, gold),
     )
+
+
+def with_joint(
+    found: Evaluation,
+    method: Method,
+    models: Models,
+    inputs: Mapping[str, Any],
+    gold: Mapping[str, Any],
+    *,
+    held_out: Models | None = None,
+    validation: str = VALIDATION,
+) -> Evaluation:
+    """Add the scores of the joint decoder to an evaluation.
+
+    Args:
+        found: the evaluation of the same parts.
+        method: that trained the models; if its energy does not reweight the network's distribution,
+            labels are independent and the joint decoder is the expected-F1 decoder.
+        models: what is scored.
+        inputs: part -> X ``[N, D]``.
+        gold: part -> gold labels ``[N, L]``.
+        held_out: models that never saw the validation part, where `models` did.
+        validation: the name of the part that the scale of the energy is fitted on.
+    """
+    scores = {part: dict(decoders) for part, decoders in found.scores.items()}
+    if not method.reweights:
+        for decoders in scores.values():
+            decoders[JOINT] = decoders["expected F1"]
+        return replace(found, scores=scores)
+    fresh = held_out or models
+    decoder = JointExpectedF1().fit(fresh, inputs[validation], _labels(gold[validation]))
+    for part, decoders in scores.items():
+        sets = decoder.decode(fresh if part == validation else models, inputs[part])
+        decoders[JOINT] = score_sets(sets, gold[part])
+    return replace(found, scores=scores, thresholds={**found.thresholds, JOINT: decoder.scale})
 
 
 def predict_probabilities(

@@ -17,7 +17,7 @@ from structured._atomic import write_json
 from structured.comparison import TEST, ComparedRun, Comparison
 from structured.data.multilabel import MultiLabelData
 from structured.errors import CheckpointError
-from structured.evaluation import VALIDATION, Evaluation, evaluate
+from structured.evaluation import VALIDATION, Evaluation, evaluate, with_joint
 from structured.methods import Method, to_dict
 from structured.models import ModelConfig
 from structured.train_config import TrainConfig
@@ -138,7 +138,7 @@ def compare(
 def score_run(
     result: RunResult, validation: MultiLabelData, test: MultiLabelData, *, method: str = ""
 ) -> Evaluation:
-    """Score a trained model on validation and test under the three decoders.
+    """Score a trained model on validation and test under the four decoders.
 
     Args:
         result: of the training.
@@ -146,14 +146,21 @@ def score_run(
         test: what is reported.
         method: what the method is called; by default its own name.
     """
-    parts = {VALIDATION: validation, TEST: test}
-    return evaluate(
+    found = evaluate(
         {VALIDATION: result.predict_held_out(validation.X), TEST: result.predict(test.X)},
-        {part: data.Y for part, data in parts.items()},
+        {VALIDATION: validation.Y, TEST: test.Y},
         data=validation.name,
         split=str(validation.meta.get("split", "")),
         method=method or result.method.name,
         seed=result.seed,
+    )
+    return with_joint(
+        found,
+        result.method,
+        result.models,
+        {VALIDATION: validation.X, TEST: test.X},
+        {VALIDATION: validation.Y, TEST: test.Y},
+        held_out=result.selection,
     )
 
 

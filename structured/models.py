@@ -70,8 +70,8 @@ def evaluating(models: Models) -> Iterator[None]:
 class ModelConfig:
     """Sizes of the multi-label models; plain values only, so that it can be written as JSON.
 
-    The defaults are the paper's energy (two layers of 150 units, Belanger & McCallum 2016) and the
-    network that is a strong baseline on bibtex.
+    The defaults are the paper's energy (two layers of 150 units, Belanger & McCallum 2016) with a
+    term on the number of labels, and the network that is a strong baseline on bibtex.
 
     Args:
         hidden: hidden layers of the inference network.
@@ -81,6 +81,8 @@ class ModelConfig:
         energy_hidden: hidden layers of the energy's f(x); None for those of the network.
         energy_activation: of f; None for that of the network.
         global_size: rows of the energy's global term.
+        cardinality: the largest number of labels that has a value of its own in the energy's term
+            on how many there are (never above L); 0 leaves that term out.
 
     Raises:
         ValueError: if a size, a rate or an activation is out of range.
@@ -99,6 +101,7 @@ class ModelConfig:
     energy_hidden: tuple[int, ...] | None = (150, 150)
     energy_activation: str | None = "relu"
     global_size: int = 16
+    cardinality: int = 64
 
     def __post_init__(self) -> None:
         for name in ("hidden", "energy_hidden"):
@@ -116,6 +119,10 @@ class ModelConfig:
             found = getattr(self, name)
             if found not in ACTIVATIONS and not (found is None and name == "energy_activation"):
                 raise ValueError(f"{name}: found {found!r}, wanted one of {', '.join(ACTIVATIONS)}")
+        if type(self.cardinality) is not int or self.cardinality < 0:
+            raise ValueError(
+                f"cardinality: found {self.cardinality!r}, wanted an integer of at least 0"
+            )
         if self.global_size < 1:
             raise ValueError(f"global_size: found {self.global_size}, wanted at least 1")
 
@@ -175,6 +182,7 @@ def build_models(n_features: int, n_labels: int, config: ModelConfig, seed: int)
             n_labels,
             config.hidden if config.energy_hidden is None else config.energy_hidden,
             config.global_size,
+            cardinality=min(config.cardinality, n_labels),
             activation=ACTIVATIONS[config.energy_activation or config.activation],
         )
     return Models(Labels(n_labels), network, energy)

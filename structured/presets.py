@@ -21,6 +21,7 @@ BASE: Settings = {
         "energy_hidden": [150, 150],
         "energy_activation": "relu",
         "global_size": 16,
+        "cardinality": 64,
     },
     "training": {
         "epochs": 100,

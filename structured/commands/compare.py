@@ -78,6 +78,7 @@ def compare(
     energy_hidden: options.EnergyHidden = None,
     energy_activation: options.EnergyActivation = None,
     global_size: options.GlobalSize = None,
+    cardinality: options.Cardinality = None,
     labels: options.LabelList = None,
     n_features: options.NFeatures = None,
     n_labels: options.NLabels = None,
@@ -87,7 +88,7 @@ def compare(
     """Train several methods with several seeds and print one table of their test scores.
 
     All methods share the data, the network's sizes, its initial weights, the settings and the
-    seeds. The table has example-F1 under the three decoders, mean and deviation over seeds; below
+    seeds. The table has example-F1 under the four decoders, mean and deviation over seeds; below
     it stands who is ahead of the baseline, and whether the seeds bear it out.
     """
     from structured.commands.pictures import draw

@@ -35,15 +35,15 @@ def evaluate(
     features_from: options.FeaturesFrom = None,
     labels_from: options.LabelsFrom = None,
 ) -> None:
-    """Score a trained model under the three decoders.
+    """Score a trained model under the four decoders.
 
     The figures are example-F1, micro-F1, macro-F1, Hamming accuracy and subset accuracy.
     """
     import torch
 
     from structured.commands.trained import columns, load_trained
+    from structured.evaluation import JOINT, score, score_sets, with_joint
     from structured.evaluation import evaluate as evaluate_parts
-    from structured.evaluation import score
 
     trained = load_trained(run)
     if data is None:
@@ -58,27 +58,38 @@ def evaluate(
         inputs = {
             name: trained.features(part.X, part.feature_names) for name, part in parts.items()
         }
+        labels_of = {name: part.Y for name, part in parts.items()}
         found = evaluate_parts(
             {
                 "validation": trained.predict_held_out(inputs["validation"]),
                 "test": trained.predict(inputs["test"]),
             },
-            {name: part.Y for name, part in parts.items()},
+            labels_of,
             data=trained.evaluation.data,
             split=trained.evaluation.split,
             method=trained.evaluation.method,
             seed=trained.evaluation.seed,
         )
+        found = with_joint(
+            found,
+            trained.method,
+            trained.models,
+            inputs,
+            labels_of,
+            held_out=trained.held_out,
+        )
     else:
         reading = Reading(labels, n_features, n_labels, features_from, labels_from)
         rows = open_data(data, reading, download=download)
-        probabilities = trained.predict(trained.features(rows.X, rows.feature_names))
+        X = trained.features(rows.X, rows.feature_names)
+        probabilities = trained.predict(X)
         chosen = columns(rows.label_names, trained.label_names, "label")
         gold = torch.from_numpy(rows.Y[:, chosen].toarray()).float()
         scores = {
             name: score(decoder, probabilities, gold)
             for name, decoder in trained.decoders().items()
         }
+        scores[JOINT] = score_sets(trained.joint_sets(X), gold)
         found = replace(
             trained.evaluation,
             data=rows.name,

@@ -175,6 +175,18 @@ GlobalSize: TypeAlias = Annotated[
     ),
 ]
 
+Cardinality: TypeAlias = Annotated[
+    int | None,
+    typer.Option(
+        metavar="N",
+        min=0,
+        help="The largest number of labels with a value of its own in the energy's term on how "
+        "many there are; 0 leaves the term out.",
+        show_default=shown("model", "cardinality"),
+        rich_help_panel=_MODEL,
+    ),
+]
+
 # Training
 
 Epochs: TypeAlias = Annotated[

@@ -21,11 +21,12 @@ if TYPE_CHECKING:
 
 
 class DecoderName(StrEnum):
-    """The three decoders."""
+    """The four decoders."""
 
     threshold = "threshold"
     tuned = "tuned"
     expected_f1 = "expected_f1"
+    joint = "joint"
 
 
 def predict(
@@ -41,7 +42,8 @@ def predict(
     decoder: Annotated[
         DecoderName,
         typer.Option(
-            help="threshold (0.5), tuned (fitted on the validation part of the run) or expected_f1."
+            help="threshold (0.5), tuned (fitted on the validation part of the run), expected_f1, "
+            "or joint (expected F1 under network and energy together)."
         ),
     ] = DecoderName.expected_f1,
     output: Annotated[
@@ -71,7 +73,11 @@ def predict(
     trained = load_trained(run)
     X = _read(file, trained, features_from)
     probabilities = trained.predict(X)
-    sets = trained.decoders()[SHORT_NAMES[decoder]].decode(probabilities).bool().tolist()
+    if decoder is DecoderName.joint:
+        decoded = trained.joint_sets(X)
+    else:
+        decoded = trained.decoders()[SHORT_NAMES[decoder]].decode(probabilities)
+    sets = decoded.bool().tolist()
     lines = _lines(trained.label_names, sets, probabilities.tolist(), as_json=as_json)
     if output is None:
         sys.stdout.writelines(lines)

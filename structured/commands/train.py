@@ -64,7 +64,7 @@ def train(
     features_from: options.FeaturesFrom = None,
     labels_from: options.LabelsFrom = None,
 ) -> None:
-    """Train one method with one seed, and score it on the test part under the three decoders.
+    """Train one method with one seed, and score it on the test part under the four decoders.
 
     Decoders are fitted on the validation part, which also decides when to stop. A run that is
     killed or interrupted goes on with --resume and ends with the same numbers.

@@ -24,7 +24,7 @@ SHORT_NAMES = {
     "tuned": "tuned threshold",
     "expected_f1": "expected F1",
 }
-"""How a user calls the three decoders -> how tables do."""
+"""How a user calls the decoders of probabilities -> how tables do."""
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,26 @@ class Trained:
     evaluation: Evaluation
 
     def decoders(self) -> dict[str, FittedDecoder]:
-        """Return the three decoders, as they were fitted on the run's validation part."""
+        """Return the decoders of probabilities, as fitted on the run's validation part."""
         from structured.decoding import Threshold
         from structured.evaluation import DECODERS
 
         fitted: dict[str, Any] = dict(DECODERS)
-        for name, value in self.evaluation.thresholds.items():
-            fitted[name] = Threshold(value)
+        for name in DECODERS.keys() & self.evaluation.thresholds.keys():
+            fitted[name] = Threshold(self.evaluation.thresholds[name])
         return fitted
+
+    def joint_sets(self, X: Any) -> Tensor:
+        """Return the sets of the joint decoder, with the scale fitted on the run's validation part.
+
+        For a method whose labels are independent they are those of the expected-F1 decoder.
+        """
+        from structured.evaluation import JOINT
+        from structured.joint import JointExpectedF1
+
+        if not self.method.reweights:
+            return self.decoders()["expected F1"].decode(self.predict(X))
+        return JointExpectedF1(self.evaluation.thresholds[JOINT]).decode(self.models, X)
 
     def predict(self, X: Any) -> Tensor:
         """Return probabilities for rows as `features` returns them, ``[n, L]``."""

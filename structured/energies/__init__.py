@@ -5,12 +5,14 @@ dimensions: to compare the gold output with samples, stack them and call the ene
 """
 
 from structured.energies._unaries import unaries_from_network
+from structured.energies.cardinality import Cardinality
 from structured.energies.chain import ChainEnergy
 from structured.energies.convolutional import ConvolutionalEnergy
 from structured.energies.multilabel import MultiLabelEnergy
 from structured.energies.pairwise import PairwiseEnergy
 
 __all__ = [
+    "Cardinality",
     "ChainEnergy",
     "ConvolutionalEnergy",
     "MultiLabelEnergy",

@@ -9,27 +9,32 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from structured.energies._init import spread_output
+from structured.energies.cardinality import Cardinality
 from structured.networks import MLP
 
 
 class MultiLabelEnergy(nn.Module):
-    """``E(x, y) = sum_i y_i b_i'f(x) + c'softplus(C y)``; low is good.
+    """``E(x, y) = sum_i y_i b_i'f(x) + c'softplus(C y) + g(sum_i y_i)``; low is good.
 
     Belanger & McCallum 2016, eq. 2-4, and the paper's multi-label experiments: f is a multilayer
     perceptron of the input (b_i includes a bias), and the global term couples the labels
-    independently of the input. Initial energies are of order one whatever the sizes.
+    independently of the input. The last term, on the number of labels, is an addition to theirs
+    (`Cardinality`). Initial energies are of order one whatever the sizes.
 
     Args:
         features: the size of x, D.
         labels: the number of labels, L.
         hidden: the layers of f.
         global_size: rows of C, M.
+        cardinality: the largest number of labels with a value of its own in g; 0 (default) leaves
+            the term out, as the papers do.
         activation: of f. Smooth by default.
 
     Attributes:
         unaries: the network ``x -> (b_i'f(x))_i``.
         global_weight: c, ``[M]``.
         global_matrix: C, ``[M, L]``.
+        cardinality: g, or None.
 
     Example:
         >>> import torch
@@ -45,6 +50,7 @@ class MultiLabelEnergy(nn.Module):
         hidden: Sequence[int] = (150,),
         global_size: int = 16,
         *,
+        cardinality: int = 0,
         activation: Callable[[Tensor], Tensor] = functional.softplus,
     ) -> None:
         super().__init__()
@@ -52,6 +58,7 @@ class MultiLabelEnergy(nn.Module):
         spread_output(self.unaries.output, labels)
         self.global_weight = nn.Parameter(torch.randn(global_size) / global_size**0.5)
         self.global_matrix = nn.Parameter(torch.randn(global_size, labels) / labels**0.5)
+        self.cardinality = Cardinality(cardinality) if cardinality else None
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return energies, ``[..., B]``.
@@ -71,11 +78,12 @@ class MultiLabelEnergy(nn.Module):
         return (y * self.unaries.output(features)).sum(dim=-1)
 
     def global_(self, y: Tensor) -> Tensor:
-        """Return ``c'softplus(C y)``, ``[..., B]``."""
-        return functional.softplus(y @ self.global_matrix.T) @ self.global_weight
+        """Return ``c'softplus(C y) + g(sum y)``, ``[..., B]``."""
+        value = functional.softplus(y @ self.global_matrix.T) @ self.global_weight
+        return value if self.cardinality is None else value + self.cardinality(y)
 
     def label_hessian(self, y: Tensor) -> Tensor:
-        """Return the second derivative of the global term in y, averaged over all points given.
+        """Return the second derivative of ``c'softplus(C y)``, averaged over all points given.
 
         ``C' diag(c * softplus''(C y)) C``: negative entries mark labels that favour each other (the
         paper's figure 1, which leaves out the diagonal).

@@ -18,6 +18,12 @@ class Method(ABC):
     Subclasses are frozen dataclasses; `structured.methods.to_dict` writes them as JSON values.
     """
 
+    reweights: ClassVar[bool] = False
+    """Whether the energy corrects the network's distribution: ``p(y | x) ~ A(y | x) e^{-E(x, y)}``.
+
+    Then `structured.joint.JointExpectedF1` can decode with both; where not, labels are independent.
+    """
+
     @property
     @abstractmethod
     def name(self) -> str:

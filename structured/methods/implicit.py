@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 
@@ -101,6 +101,8 @@ class Implicit(Method):
     Reference:
         Shankar, Implicit Training of Energy Model for Structured Prediction, Algorithm 1.
     """
+
+    reweights: ClassVar[bool] = True
 
     primary: Primary = field(default_factory=Margin)
     gradient: GradientName = "implicit"

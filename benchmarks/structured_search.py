@@ -1,0 +1,153 @@
+"""What was tried before the tables were made: every trial, on validation rows alone.
+
+The training part of the split is divided (iterative stratification, seed 0) into rows to learn from
+and rows to judge by; the test part is never read. Each trial is one method with one setting. The
+results file keeps every trial of every seed, good or bad, and a trial that is in it is not repeated.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from _harness import RESULTS, machine
+
+from structured._atomic import write_json
+from structured.commands.specs import parse_method
+from structured.data import load, train_validation_test
+from structured.evaluation import COLUMNS, VALIDATION, evaluate, with_joint
+from structured.models import ModelConfig
+from structured.train_config import TrainConfig
+from structured.training import train
+
+CONFIG = TrainConfig(batch_size=128, epochs=60, patience=8, average=0.998, device="cpu")
+CD = (
+    "implicit: primary=ContrastiveDivergence, primary.samples=20, inner_lr=0.002, pretrain_lr=0.002"
+)
+MARGIN = "implicit: primary=Margin, inner_lr=0.002, pretrain_lr=0.002"
+VALUE = "implicit: primary=Value, inner_lr=0.002, pretrain_lr=0.002"
+
+# name -> (method, sizes that differ from the defaults)
+TRIALS: dict[str, tuple[str, dict[str, Any]]] = {
+    "cross-entropy, rate 1e-3": ("cross_entropy: lr=0.001", {}),
+    "cross-entropy, rate 2e-3": ("cross_entropy: lr=0.002", {}),
+    "cross-entropy, rate 3e-3": ("cross_entropy: lr=0.003", {}),
+    "cross-entropy, rate 2e-3, decay 0.1": ("cross_entropy: lr=0.002, weight_decay=0.1", {}),
+    "contrastive divergence": (CD, {}),
+    "contrastive divergence, outer rate 5e-3": (f"{CD}, outer_lr=0.005", {}),
+    "contrastive divergence, direct": (f"{CD}, outer_lr=0.005, gradient=direct", {}),
+    "contrastive divergence, outer rate 5e-3, decay 1": (
+        f"{CD}, outer_lr=0.005, outer_weight_decay=1.0",
+        {},
+    ),
+    "contrastive divergence, outer rate 5e-3, no path": (
+        f"{CD}, outer_lr=0.005, sampler=NoPathHard",
+        {},
+    ),
+    "contrastive divergence, outer rate 5e-3, lam 3": (f"{CD}, outer_lr=0.005, ce_weight=3.0", {}),
+    "contrastive divergence, outer rate 5e-3, no cardinality": (
+        f"{CD}, outer_lr=0.005",
+        {"cardinality": 0},
+    ),
+    "contrastive divergence, outer rate 5e-3, small f": (
+        f"{CD}, outer_lr=0.005",
+        {"energy_hidden": [16]},
+    ),
+    "margin": (MARGIN, {}),
+    "margin, outer rate 5e-3": (f"{MARGIN}, outer_lr=0.005", {}),
+    "margin, outer rate 5e-3, direct": (f"{MARGIN}, outer_lr=0.005, gradient=direct", {}),
+    "margin, straight-through": (f"{MARGIN}, outer_lr=0.005, sampler=StraightThrough", {}),
+    "margin, 20 straight-through samples": (
+        f"{MARGIN}, outer_lr=0.005, sampler=StraightThrough, primary.samples=20",
+        {},
+    ),
+    "value": (VALUE, {}),
+    "value, outer rate 5e-3": (f"{VALUE}, outer_lr=0.005", {}),
+    "value, 20 straight-through samples": (
+        f"{VALUE}, outer_lr=0.005, sampler=StraightThrough, primary.samples=20",
+        {},
+    ),
+}
+
+
+def judge(name: str, data: str, split: str, seed: int) -> dict[str, Any]:
+    """Train one trial and score its best epoch on validation rows."""
+    spec, sizes = TRIALS[name]
+    method = parse_method(spec)
+    training, validation, _ = train_validation_test(load(data), split)
+    config = replace(CONFIG, seed=seed)
+    model = ModelConfig.from_dict(sizes)
+    result = train(method, training, validation, config, model=model, progress=False)
+    inputs, gold = {VALIDATION: validation.X}, {VALIDATION: validation.Y}
+    found = evaluate({VALIDATION: result.predict(validation.X)}, gold, seed=seed)
+    found = with_joint(found, method, result.models, inputs, gold)
+    scores = found.scores[VALIDATION]
+    return {
+        "trial": name,
+        "method": spec,
+        "sizes": sizes,
+        "seed": seed,
+        "example_f1": {column: 100 * scores[column].example_f1 for column in COLUMNS},
+        "scale": found.thresholds.get(COLUMNS[-1]),
+        "best_epoch": result.best_epoch,
+        "epochs": len(result.history),
+        "seconds": sum(result.seconds),
+    }
+
+
+def summary(records: list[dict[str, Any]]) -> None:
+    """Print the mean of every trial over its seeds."""
+    print(f"{'trial':58}" + "".join(f"{column:>18}" for column in COLUMNS) + "  seeds  s/run")
+    for name in dict.fromkeys(record["trial"] for record in records):
+        own = [record for record in records if record["trial"] == name]
+        means = [statistics.mean(r["example_f1"][column] for r in own) for column in COLUMNS]
+        cost = statistics.mean(r["seconds"] for r in own)
+        print(f"{name:58}" + "".join(f"{m:18.2f}" for m in means) + f"{len(own):7d}{cost:7.0f}")
+
+
+def main() -> None:
+    """Run the trials that are not in the results file yet."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--data", default="bibtex")
+    parser.add_argument("--split", default="split")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    parser.add_argument("--only", default="", help="trials whose name has this in it")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--output", type=Path, help="the results file")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    path = options.output or RESULTS / f"structured_search_{options.data}_{options.split}.json"
+    records = json.loads(path.read_text())["trials"] if path.exists() else []
+    for seed in options.seeds:
+        for name in TRIALS:
+            done = any((r["trial"], r["seed"]) == (name, seed) for r in records)
+            if done or options.only not in name:
+                continue
+            record = judge(name, options.data, options.split, seed)
+            records.append(record)
+            settings = {key: value for key, value in asdict(CONFIG).items() if key != "seed"}
+            write_json(
+                path,
+                {
+                    "about": __doc__,
+                    "data": options.data,
+                    "split": options.split,
+                    "training": settings,
+                    "machine": machine("cpu"),
+                    "trials": records,
+                },
+            )
+            scores = ", ".join(f"{value:.2f}" for value in record["example_f1"].values())
+            print(f"{name}, seed {seed}: {scores}; {record['seconds']:.0f} s", flush=True)
+    summary(records)
+
+
+if __name__ == "__main__":
+    main()
