@@ -1,8 +1,8 @@
 """What was tried before the tables were made: every trial, on validation rows alone.
 
-The training part of the split is divided (iterative stratification, seed 0) into rows to learn from
-and rows to judge by; the test part is never read. Each trial is one method with one setting. The
-results file keeps every trial of every seed, good or bad, and a trial that is in it is not repeated.
+The training part of the split is divided (iterative stratification, seed 0) into rows to learn
+from and rows to judge by; the test part is never read. Each trial is one method with one setting.
+The results file keeps every trial of every seed, good or bad; what is in it is not repeated.
 """
 
 from __future__ import annotations
