@@ -23,7 +23,7 @@ from bilevel.errors import NonFiniteError
 from structured.averaging import WeightAverage
 from structured.batches import Batches, Rows
 from structured.checkpoint import check_same
-from structured.errors import CheckpointError, StructuredError
+from structured.errors import CheckpointError, TrainingError
 from structured.evaluation import validation_figures
 from structured.logs import StepLog, TensorBoardLog, write_rows
 from structured.methods import Learner
@@ -42,10 +42,6 @@ _ALL_EPOCHS = "all epochs done"
 _ROWS = 512  # predicted at once
 
 OnEpoch = Callable[[Mapping[str, Any]], None]
-
-
-class TrainingError(StructuredError, RuntimeError):
-    """Training cannot go on: a figure or a parameter is no longer a finite number."""
 
 
 @dataclass
@@ -238,10 +234,15 @@ class Loop:
         return figures
 
     def _validate(self) -> dict[str, float]:
+        method, models = self._learner.method, self._average.models
         if self._validation is None:
+            weights = weights_of(models).values()
+            if not all(bool(v.isfinite().all()) for part in weights for v in part.values()):
+                raise TrainingError(
+                    f"{self._place()}: a weight is not finite; lower the learning rates"
+                )
             return {}
         inputs, gold = self._validation
-        method, models = self._learner.method, self._average.models
         with evaluating(models):
             chunks = [method.predict(models, x).cpu() for x in inputs.chunks(_ROWS)]
         probabilities = torch.cat(chunks).float()

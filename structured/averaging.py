@@ -43,8 +43,9 @@ class WeightAverage:
     def __init__(self, trained: Models, decay: float) -> None:
         self.models = copy.deepcopy(trained) if decay else trained
         self._decay, self._steps = decay, 0
-        self._pairs = list(zip(_parameters(self.models), _parameters(trained), strict=True))
-        self._buffers = list(zip(_buffers(self.models), _buffers(trained), strict=True))
+        own, watched = _parts(self.models), _parts(trained)
+        self._pairs = list(zip(own.parameters(), watched.parameters(), strict=True))
+        self._buffers = list(zip(own.buffers(), watched.buffers(), strict=True))
 
     @torch.no_grad()
     def update(self) -> None:
@@ -53,8 +54,10 @@ class WeightAverage:
             return
         self._steps += 1
         kept = min(self._decay, (1 + self._steps) / (10 + self._steps))
-        averages, weights = ([pair[side] for pair in self._pairs] for side in (0, 1))
-        torch._foreach_lerp_(averages, weights, 1.0 - kept)
+        averages: list[Tensor] = [average for average, _ in self._pairs]
+        weights: list[Tensor] = [weight for _, weight in self._pairs]
+        # One call for all leaves, as in torch.optim.swa_utils.
+        torch._foreach_lerp_(averages, weights, 1.0 - kept)  # pyright: ignore[reportPrivateImportUsage]
         for average, value in self._buffers:
             average.copy_(value)
 
@@ -70,13 +73,6 @@ class WeightAverage:
             set_weights(self.models, state["weights"])
 
 
-def _modules(models: Models) -> list[nn.Module]:
-    return [module for module in (models.network, models.energy) if module is not None]
-
-
-def _parameters(models: Models) -> list[Tensor]:
-    return [leaf for module in _modules(models) for leaf in module.parameters()]
-
-
-def _buffers(models: Models) -> list[Tensor]:
-    return [value for module in _modules(models) for value in module.buffers()]
+def _parts(models: Models) -> nn.ModuleList:
+    # One module of both: what they share is then counted once.
+    return nn.ModuleList(part for part in (models.network, models.energy) if part is not None)

@@ -50,3 +50,7 @@ class DownloadError(StructuredError, OSError):
 
 class CheckpointError(StructuredError, RuntimeError):
     """A checkpoint that cannot be used: cut short, of another version, or of another model."""
+
+
+class TrainingError(StructuredError, RuntimeError):
+    """Training cannot go on: a figure or a parameter is no longer a finite number."""

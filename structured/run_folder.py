@@ -34,7 +34,7 @@ REFIT = "refit"
 RESULT = "result.json"
 """How the run went, written at the end."""
 
-_FILES = (DESCRIPTION, CHECKPOINT, LOG, TIMING, STEPS, EVENTS, MODEL, SELECTION, RESULT)
+_FILES = (DESCRIPTION, CHECKPOINT, LOG, TIMING, STEPS, EVENTS, MODEL, SELECTION, REFIT, RESULT)
 _KIND = "run"
 
 # What may change when a run goes on: none changes any number of the epochs they share.

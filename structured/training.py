@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from structured._atomic import write_json
-from structured._loop import Loop, OnEpoch, TrainingError
+from structured._loop import Loop, OnEpoch
 from structured.batches import Batches, Rows
 from structured.data.multilabel import MultiLabelData
-from structured.data.splits import joined
-from structured.errors import DataError
+from structured.data.splits import joined, same_columns
+from structured.errors import DataError, TrainingError
 from structured.evaluation import predict_probabilities
 from structured.fingerprint import data_fingerprint
 from structured.methods import Learner, Method
@@ -115,7 +115,7 @@ def train(
         resume: go on with the run in `run_dir`, where its last checkpoint left it. If there is
             none yet, the run starts; if it is finished, its result is returned.
         progress: show a progress bar; None (default) shows one on a terminal and nowhere else.
-        on_epoch: called with the record of each epoch.
+        on_epoch: called with the record of each epoch; those of a refit follow, counted anew.
 
     Returns:
         The models with their best weights, and the history. The caller's random generators are
@@ -239,19 +239,18 @@ def _write(
         if models is not None:
             sizes = {"features": training.n_features, "labels": training.n_labels}
             save_models(folder / name, models, config, **sizes, method=result.method, about=about)
+    if result.selection is None:  # that of an earlier refit is of another training
+        (folder / SELECTION).unlink(missing_ok=True)
     write_json(folder / RESULT, result.to_dict())
 
 
 def _check_parts(parts: Mapping[str, MultiLabelData]) -> None:
     training, validation = parts["training"], parts.get("validation", parts["training"])
-    if (training.n_features, training.label_names) != (
-        validation.n_features,
-        validation.label_names,
-    ):
+    if not same_columns(training, validation):
         raise DataError(
             f"validation: found {validation.n_features} features and {validation.n_labels} labels, "
             f"wanted those of the training part, {training.n_features} and {training.n_labels}, "
-            "with the same label names"
+            "with the same names"
         )
 
 

@@ -167,8 +167,24 @@ def carve(
     return rest, validation
 
 
+def same_columns(first: MultiLabelData, second: MultiLabelData) -> bool:
+    """Return whether two sets agree in labels and features, by name where both name them.
+
+    Example:
+        >>> data = MultiLabelData(X=np.eye(2), Y=np.eye(2), feature_names=("a", "b"))
+        >>> turned = MultiLabelData(X=np.eye(2), Y=np.eye(2), feature_names=("b", "a"))
+        >>> same_columns(data, data), same_columns(data, turned)
+        (True, False)
+    """
+    names = {part.feature_names for part in (first, second) if part.feature_names}
+    same = (first.n_features, first.label_names) == (second.n_features, second.label_names)
+    return same and len(names) < 2
+
+
 def joined(first: MultiLabelData, second: MultiLabelData) -> MultiLabelData:
     """Return the rows of two parts of one set, the first's first; without splits.
+
+    The features are sparse if those of either part are.
 
     Raises:
         DataError: They differ in features or labels.
@@ -178,18 +194,21 @@ def joined(first: MultiLabelData, second: MultiLabelData) -> MultiLabelData:
         >>> print(joined(*carve(data, 0.5)).title)
         toy (all rows, validation 0.5, seed 0/train + validation)
     """
-    same = (first.n_features, first.label_names) == (second.n_features, second.label_names)
-    if not same:
+    if not same_columns(first, second):
         raise DataError(
             f"{first.title} and {second.title} differ in features or labels; wanted parts of one "
             "set"
         )
-    stack: Any = sparse.vstack if sparse.issparse(first.X) else np.concatenate
+    X: Any = [first.X, second.X]
+    if any(map(sparse.issparse, X)):
+        X = sparse.vstack([sparse.csr_array(part) for part in X])
+    else:
+        X = np.concatenate(X)
     parts = [str(part.meta["part"]) for part in (first, second) if "part" in part.meta]
     meta = {**first.meta, "part": " + ".join(parts)} if parts else dict(first.meta)
     return replace(
         first,
-        X=stack([first.X, second.X]),
+        X=X,
         Y=sparse.vstack([first.Y, second.Y]),
         splits={},
         meta=meta,

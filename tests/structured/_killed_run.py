@@ -22,12 +22,10 @@ from structured.methods import ContrastiveDivergence, CrossEntropy, Implicit, Me
 from structured.models import ModelConfig
 from structured.training import RunResult, TrainConfig, train
 
-METHODS: dict[str, Method] = {
-    "cross-entropy": CrossEntropy(),
-    "implicit": Implicit(
-        primary=ContrastiveDivergence(3), pretrain_epochs=1, implicit_after=1, warm_start=True
-    ),
-}
+IMPLICIT = Implicit(
+    primary=ContrastiveDivergence(3), pretrain_epochs=1, implicit_after=1, warm_start=True
+)
+METHODS: dict[str, Method] = {"cross-entropy": CrossEntropy(), "implicit": IMPLICIT}
 MODEL = ModelConfig(hidden=(6,), energy_hidden=(5,), global_size=3)
 CONFIG = TrainConfig(
     epochs=4, batch_size=16, seed=3, device="cpu", checkpoint_seconds=0.0, log_steps=True

@@ -1,0 +1,1 @@
+"""Tests of `structured`; the runs they share import as ``tests.structured.runs``."""
