@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 from structured._atomic import write_json
+from structured._lock import alone_in
 from structured._state import State
 from structured.checkpoint import check_same, load_state, save_state
 from structured.errors import CheckpointError, StructuredError
@@ -33,6 +35,8 @@ REFIT = "refit"
 """The folder of the refit: a run of its own."""
 RESULT = "result.json"
 """How the run went, written at the end."""
+LOCK = ".lock"
+"""An empty file, locked by the process that trains."""
 
 _FILES = (DESCRIPTION, CHECKPOINT, LOG, TIMING, STEPS, EVENTS, MODEL, SELECTION, REFIT, RESULT)
 _KIND = "run"
@@ -64,6 +68,15 @@ class RunFolder:
 
     def __truediv__(self, name: str) -> Path:
         return self.path / name
+
+    def alone(self) -> AbstractContextManager[None]:
+        """Keep all others out of the folder for the length of a block; it is made if missing.
+
+        Raises:
+            CheckpointError: if another process is using it.
+            StructuredError: if it cannot be written to.
+        """
+        return alone_in(self.path, LOCK)
 
     def start(self) -> None:
         """Claim the folder for a new run.

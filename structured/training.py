@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -122,8 +123,9 @@ def train(
         left as they were.
 
     Raises:
-        CheckpointError: if `run_dir` holds a run and `resume` is False, or holds another run, or a
-            checkpoint is damaged or cannot be written. Nothing is overwritten.
+        CheckpointError: if `run_dir` holds a run and `resume` is False, or holds another run, or
+            another process is training in it, or a checkpoint is damaged or cannot be written.
+            Nothing is overwritten.
         DataError: if the two parts differ in features or labels.
         TrainingError: if a figure stops being finite.
         ValueError: if the device is not there, mixed precision does not suit the method, or a refit
@@ -147,23 +149,29 @@ def train(
     if resume and run_dir is None:
         raise ValueError("resume: found True without run_dir, wanted the folder of the run")
     place = None if run_dir is None else Path(run_dir)
-    once = partial(_train_once, method, resume=resume, progress=progress, on_epoch=on_epoch)
-    if not config.refit:
-        result = once(training, validation, config, model=model, run_dir=place)
-    else:
-        if validation is None or isinstance(model, Models):
-            raise ValueError(
-                "refit: found True without a validation part or with models of your own; wanted a "
-                "part to choose the epochs on, and a ModelConfig to start anew from"
-            )
-        result = once(training, validation, config, model=model, run_dir=place)
-        final = replace(config, epochs=result.best_epoch, refit=False)
-        everything = joined(training, validation)
-        again = None if place is None else place / REFIT
-        refitted = once(everything, None, final, model=model, run_dir=again)
-        result = replace(result, models=refitted.models, selection=result.models)
-    if place is not None:
-        _write(result, place, model, training)
+    if config.refit and (validation is None or isinstance(model, Models)):
+        raise ValueError(
+            "refit: found True without a validation part or with models of your own; wanted a "
+            "part to choose the epochs on, and a ModelConfig to start anew from"
+        )
+    with ExitStack() as locks:  # of the folders, until the last file is written
+        once = partial(
+            _train_once,
+            method,
+            model=model,
+            locks=locks,
+            resume=resume,
+            progress=progress,
+            on_epoch=on_epoch,
+        )
+        result = once(training, validation, config, run_dir=place)
+        if config.refit and validation is not None:
+            final = replace(config, epochs=result.best_epoch, refit=False)
+            again = None if place is None else place / REFIT
+            refitted = once(joined(training, validation), None, final, run_dir=again)
+            result = replace(result, models=refitted.models, selection=result.models)
+        if place is not None:
+            _write(result, place, model, training)
     return result
 
 
@@ -175,6 +183,7 @@ def _train_once(
     *,
     model: ModelConfig | Models,
     run_dir: Path | None,
+    locks: ExitStack,
     resume: bool,
     progress: bool | None,
     on_epoch: OnEpoch | None,
@@ -202,6 +211,7 @@ def _train_once(
         folder = None
         if run_dir is not None:
             folder = RunFolder(run_dir, _describe(method, model, config, device, parts))
+            locks.enter_context(folder.alone())
         loop = Loop(learner, batches, watched, config, folder, on_epoch)
         loop.open(resume)
         loop.run(progress)
