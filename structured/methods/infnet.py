@@ -1,0 +1,263 @@
+"""Inference networks trained against the energy by turns (Tu & Gimpel 2018)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from structured import costs
+from structured.methods._alternating import (
+    PRETRAINING,
+    AlternatingLearner,
+    EnergyStart,
+    Optimizers,
+    check_finite,
+    check_start,
+    check_weights,
+    comparison_figures,
+    fixed,
+    squared_norm,
+    unaries_of,
+)
+from structured.methods._objectives import Cost, Minibatch, Objectives, Parameters
+from structured.methods._optimizer import check_count, check_rate, descend, make_optimizer
+from structured.methods.base import Method
+from structured.methods.primaries import Margin
+from structured.methods.registry import register
+from structured.models import Models
+from structured.sampling import Soft
+
+JOINT, RETUNING = "joint", "retuning"
+
+
+@register("infnet")
+@dataclass(frozen=True)
+class InfNet(Method):
+    """Let a network find the most violated output, and an energy learn from it, by turns.
+
+    After pretraining with cross-entropy the network is cost-augmented, F: it ascends the margin
+    ``[Delta(F, y) - E(F) + E(y)]_+``, the energy descends it. Afterwards the same network, now the
+    one to predict, A, is retuned: it minimises E(A) alone, the energy fixed. While F learns,
+    penalties hold it: ``l2 ||theta||^2 + anchor ||theta - theta_0||^2 + entropy H(F) + ce_weight
+    CE(F, y)``, theta_0 the pretrained network.
+
+    The published code holds labels by ``anchor=10, entropy=1, ce_weight=0``, which supposes a
+    network that is trained to the end beforehand: from there on it hardly moves. By default it is
+    held by cross-entropy alone, the penalty the paper takes for tags, and goes on learning.
+
+    *Gradient of the energy:* that of the margin in phi at a fixed F(x), ``dE(y)/dphi - dE(F)/dphi``
+    where the hinge is active and nothing elsewhere. *Dropped:* the way phi moves F, that is
+    ``dF/dphi``, which is zero for an exact maximiser of the margin; F is a network a few steps
+    along, held back by penalties.
+
+    Args:
+        pretrain_epochs: of the network with cross-entropy.
+        joint_epochs: of network and energy by turns; what follows is retuning, to the end.
+        network_steps: steps on F for one on the energy, on each minibatch.
+        anchor: weight of the squared distance to the pretrained network.
+        entropy: weight of the entropy of F(x); above 0 decided outputs are favoured, below 0
+            undecided ones (better for tags, in the paper).
+        l2: weight of the squared norm of F's parameters.
+        ce_weight: weight of cross-entropy for F.
+        energy_start: "cross_entropy" (default) pretrains the energy's local term as a classifier
+            beside the network; "network" makes it minus the pretrained logits, so that ``b_i`` is
+            minus the output weights, as published, and wants equal sizes; "random" leaves it.
+        freeze_features: keep the features f of the energy's local term as pretraining left them.
+        pretrain_lr: of Adam in pretraining.
+        network_lr: of Adam on F.
+        energy_lr: of Adam on the energy.
+        energy_weight_decay: decoupled, of Adam on the energy.
+        retune_lr: of Adam in retuning.
+        cost: Delta, one of `structured.costs` or a function like them.
+
+    Raises:
+        ValueError: if an option does not fit.
+
+    Example:
+        >>> import torch
+        >>> from structured.models import ModelConfig, build_models
+        >>> models = build_models(4, 3, ModelConfig(hidden=(8,), energy_hidden=(8,)), seed=0)
+        >>> learner = InfNet(pretrain_epochs=0, joint_epochs=1).learner(models, steps_per_epoch=1)
+        >>> sorted(learner.step(torch.randn(2, 4), torch.ones(2, 3)))
+        ['active_hinges', 'auxiliary', 'cross_entropy', 'distance', 'energy_gap', 'primary']
+        >>> learner.end_epoch()
+        >>> learner.phase
+        'retuning'
+
+    Reference:
+        Tu & Gimpel 2018, Learning Approximate Inference Networks for Structured Prediction.
+    """
+
+    pretrain_epochs: int = 10
+    joint_epochs: int = 20
+    network_steps: int = 1
+    anchor: float = 0.0
+    entropy: float = 0.0
+    l2: float = 0.0
+    ce_weight: float = 1.0
+    energy_start: EnergyStart = "cross_entropy"
+    freeze_features: bool = True
+    pretrain_lr: float = 1e-3
+    network_lr: float = 1e-3
+    energy_lr: float = 1e-3
+    energy_weight_decay: float = 0.0
+    retune_lr: float = 1e-4
+    cost: Cost = costs.soft_f1
+
+    def __post_init__(self) -> None:
+        check_count("pretrain_epochs", self.pretrain_epochs, 0)
+        check_count("joint_epochs", self.joint_epochs, 0)
+        check_count("network_steps", self.network_steps, 1)
+        check_weights(self, "anchor", "l2", "ce_weight", "energy_weight_decay")
+        check_finite("entropy", self.entropy)
+        for name in ("pretrain_lr", "network_lr", "energy_lr", "retune_lr"):
+            check_rate(name, getattr(self, name))
+        check_start(self.energy_start)
+        if self.freeze_features and self.energy_start == "random":
+            raise ValueError(
+                'freeze_features: found True with energy_start="random", which would keep features '
+                "that nothing has learned; wanted freeze_features=False, or another start"
+            )
+
+    @property
+    def name(self) -> str:
+        return "infnet"
+
+    def objectives(self, models: Models) -> InfNetObjectives:
+        """Return what the network and the energy minimise, as functions of their parameters."""
+        margin = Objectives(
+            models=models,
+            primary=Margin(),
+            sampler=Soft(),
+            cost=self.cost,
+            ce_weight=self.ce_weight,
+            cost_weight=0.0,
+            l2=self.l2,
+        )
+        return InfNetObjectives(margin, self.entropy, self.anchor)
+
+    def learner(
+        self,
+        models: Models,
+        *,
+        steps_per_epoch: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> InfNetLearner:
+        return InfNetLearner(self, models, seed=seed, device=device)
+
+
+@dataclass(frozen=True, eq=False)
+class InfNetObjectives:
+    """What is minimised in each stage. Pure: parameters and noise come in as arguments.
+
+    Attributes:
+        margin: `outer` is the margin, what the energy descends; it also holds the weights of
+            cross-entropy and of the norm.
+        entropy: weight of the entropy of F(x).
+        anchor: weight of the squared distance to the pretrained network.
+    """
+
+    margin: Objectives
+    entropy: float
+    anchor: float
+
+    def network(
+        self, phi: Parameters, theta: Parameters, pretrained: Parameters, batch: Minibatch
+    ) -> Tensor:
+        """Return minus the margin, plus the penalties: what F descends."""
+        found, parts = self.margin.compare(phi, theta, batch), self.margin
+        values = -parts.primary.loss(found.gold_energy, found.energies, found.costs)
+        if self.entropy:
+            values = values + self.entropy * parts.models.space.entropy(found.logits)
+        if parts.ce_weight:
+            values = values + parts.ce_weight * parts.cross_entropy(found.logits, batch.y)
+        total = values.mean()
+        if parts.l2:
+            total = total + parts.l2 * squared_norm(theta)
+        if self.anchor:
+            moved = {name: leaf - pretrained[name] for name, leaf in theta.items()}
+            total = total + self.anchor * squared_norm(moved)
+        return total
+
+    def retuning(self, phi: Parameters, theta: Parameters, batch: Minibatch) -> Tensor:
+        """Return E(x, A(x)), mean over the minibatch: what A descends in the end."""
+        point = self.margin.models.space.relax(self.margin.logits(theta, batch))
+        return self.margin.energies(phi, batch.x, point).mean()
+
+
+class InfNetLearner(AlternatingLearner):
+    """See `InfNet`."""
+
+    def __init__(
+        self, method: InfNet, models: Models, *, seed: int, device: torch.device | str
+    ) -> None:
+        super().__init__(
+            method,
+            models,
+            stages=(
+                (PRETRAINING, method.pretrain_epochs),
+                (JOINT, method.joint_epochs),
+                (RETUNING, 0),
+            ),
+            energy_start=method.energy_start,
+            pretrain_lr=method.pretrain_lr,
+            seed=seed,
+            device=device,
+        )
+        self._method, self._objectives = method, method.objectives(models)
+        self._frozen: set[str] = set()
+        if method.freeze_features:
+            unaries = unaries_of(self._energy)
+            kept = {id(leaf) for leaf in unaries.parameters()}
+            kept -= {id(leaf) for leaf in unaries.get_submodule("output").parameters()}
+            self._frozen = {name for name, leaf in self._phi.items() if id(leaf) in kept}
+
+    def _enter(self, stage: str) -> None:
+        super()._enter(stage)
+        self._kept = {}
+        if stage == JOINT:
+            self._kept = {name: leaf.detach().clone() for name, leaf in self._theta.items()}
+
+    def _make_optimizers(self, stage: str) -> Optimizers:
+        method = self._method
+        rate = method.network_lr if stage == JOINT else method.retune_lr
+        made = {"network": make_optimizer("adam", self._theta.values(), rate)}
+        if stage == JOINT:
+            trained = [leaf for name, leaf in self._phi.items() if name not in self._frozen]
+            made["energy"] = make_optimizer(
+                "adam", trained, method.energy_lr, method.energy_weight_decay
+            )
+        return made
+
+    def _train(self, stage: str, x: Tensor, y: Tensor) -> dict[str, float]:
+        phi = fixed(self._phi)
+        if stage == RETUNING:
+            value = self._objectives.retuning(phi, self._theta, self._minibatch(x, y))
+            descend(self._optimizers["network"], value)
+            return {"auxiliary": float(value.detach())}
+        value = y.new_zeros(())
+        for _ in range(self._method.network_steps):
+            batch = self._minibatch(x, y)
+            value = self._objectives.network(phi, self._theta, self._kept, batch)
+            descend(self._optimizers["network"], value)
+        return {"auxiliary": float(value.detach()), **self._descend_energy(x, y)}
+
+    def _descend_energy(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        margin, batch, theta = self._objectives.margin, self._minibatch(x, y), fixed(self._theta)
+        phi = {
+            name: leaf.detach() if name in self._frozen else leaf
+            for name, leaf in self._phi.items()
+        }
+        found = margin.compare(phi, theta, batch)
+        loss = margin.primary.loss(found.gold_energy, found.energies, found.costs).mean()
+        descend(self._optimizers["energy"], loss)
+        moved = {name: leaf - self._kept[name] for name, leaf in theta.items()}
+        return {
+            "primary": float(loss.detach()),
+            "cross_entropy": float(margin.cross_entropy(found.logits, batch.y).mean()),
+            "distance": float(squared_norm(moved).sqrt()),
+            **comparison_figures(found),
+        }
