@@ -1,4 +1,4 @@
-"""A program for test_training: runs killed at every kind of place and resumed, to their end.
+"""A program for test_resume: runs killed at every kind of place and resumed, to their end.
 
 Torch is imported once; each attempt is a child process that goes on with the run and kills itself
 (SIGKILL, as the system would) at the given place. The last attempt reaches the end.

@@ -24,10 +24,7 @@ from torch import Tensor
 import structured._atomic
 from structured.checkpoint import VERSION, check_same, load_state, save_state
 from structured.errors import CheckpointError
-from structured.model_file import load_models, save_models
-from structured.models import ModelConfig, Models, build_models
 from structured.randomness import own_randomness, random_state, set_random_state
-from structured.run_folder import RunFolder, read_description
 
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.int64, torch.uint8, torch.bool]
 
@@ -41,7 +38,9 @@ def _tensors(draw: st.DrawFn) -> Tensor:
 
 
 KEYS = st.text(max_size=6) | st.integers(-3, 3) | st.sampled_from(["$", "0", "a/b", "~", "~1", "é"])
+
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | _tensors()
+
 STATES = st.recursive(
     LEAVES,
     lambda inner: (
@@ -291,38 +290,6 @@ def test_differences_are_shown_by_name() -> None:
     check_same("run/checkpoint", before, before, "method")
 
 
-SMALL = ModelConfig(hidden=(4,), energy_hidden=(3,), global_size=2)
-
-
-def test_models_come_back_with_their_outputs(tmp_path: Path) -> None:
-    models = build_models(5, 3, SMALL, seed=1)
-    save_models(tmp_path / "m", models, SMALL, features=5, labels=3, about={"seed": 1})
-    loaded, about = load_models(tmp_path / "m")
-    x, y = torch.ones(2, 5), torch.ones(2, 3)
-    assert about == {"seed": 1}
-    assert torch.equal(loaded.network.eval()(x), models.network.eval()(x))
-    assert loaded.energy is not None
-    assert models.energy is not None
-    assert torch.equal(loaded.energy(x, y), models.energy(x, y))
-
-
-def test_weights_of_another_model_are_refused_and_the_model_is_left_alone(tmp_path: Path) -> None:
-    models = build_models(5, 3, SMALL, seed=1)
-    save_models(tmp_path / "m", models, None, features=5, labels=3)
-    other = build_models(6, 3, SMALL, seed=2)
-    before = other.network.state_dict()["output.weight"].clone()
-    with pytest.raises(
-        CheckpointError, match=r"another model: network\.hidden\.0\.weight is \[4, 5"
-    ):
-        load_models(tmp_path / "m", other)
-    assert torch.equal(other.network.state_dict()["output.weight"], before)
-    without = Models(models.space, models.network)
-    with pytest.raises(CheckpointError, match="energy"):
-        load_models(tmp_path / "m", without)
-    with pytest.raises(CheckpointError, match="models of your own making"):
-        load_models(tmp_path / "m")
-
-
 def test_random_streams_go_on_where_they_were_saved(path: Path) -> None:
     def draw() -> tuple[float, float, float]:
         import random
@@ -342,64 +309,3 @@ def test_a_block_of_its_own_randomness_leaves_the_callers_streams_alone() -> Non
     with own_randomness(5):
         torch.rand(3)
     assert _same(random_state(), before)
-
-
-DESCRIPTION = {"method": {"lr": 0.1}, "model": {}, "data": {"rows": 3}, "training": {"epochs": 2}}
-
-
-def test_a_folder_that_holds_a_run_is_refused_without_a_change(tmp_path: Path) -> None:
-    RunFolder(tmp_path, DESCRIPTION).start()
-    before = (tmp_path / "run.json").read_bytes()
-    with pytest.raises(CheckpointError, match=r"holds a run already \(run\.json\); resume it"):
-        RunFolder(tmp_path, {"method": {"lr": 0.2}}).start()
-    assert (tmp_path / "run.json").read_bytes() == before
-
-
-def test_a_folder_with_files_of_yours_is_used_but_none_of_them_is_overwritten(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "notes.txt").write_text("mine")
-    RunFolder(tmp_path / "a", DESCRIPTION).start()
-    RunFolder(tmp_path, DESCRIPTION).start()
-    assert (tmp_path / "notes.txt").read_text() == "mine"
-    (tmp_path / "b").mkdir()
-    (tmp_path / "b" / "log.csv").write_text("mine")
-    with pytest.raises(CheckpointError, match=r"\(log\.csv\)"):
-        RunFolder(tmp_path / "b", DESCRIPTION).resume()
-
-
-@pytest.mark.parametrize(
-    ("part", "what"),
-    [
-        ("method", "method"),
-        ("model", "model"),
-        ("data", "data set"),
-        ("training", "training configuration"),
-    ],
-)
-def test_only_the_same_run_is_resumed(tmp_path: Path, part: str, what: str) -> None:
-    folder = RunFolder(tmp_path, DESCRIPTION)
-    folder.start()
-    folder.save({"steps": 7})
-    assert RunFolder(tmp_path, DESCRIPTION).resume() == {"steps": 7}
-    other = RunFolder(tmp_path, {**DESCRIPTION, part: {"x": 1}})
-    with pytest.raises(CheckpointError, match=f"run.json: was saved with another {what}: "):
-        other.resume()
-    # The checkpoint says so itself, should it have been copied from elsewhere.
-    (tmp_path / "run.json").write_text(json.dumps({**DESCRIPTION, part: {"x": 1}}))
-    with pytest.raises(CheckpointError, match=f"checkpoint.safetensors: was .* another {what}: "):
-        other.resume()
-
-
-def test_more_epochs_are_the_same_run(tmp_path: Path) -> None:
-    RunFolder(tmp_path, DESCRIPTION).start()
-    assert RunFolder(tmp_path, {**DESCRIPTION, "training": {"epochs": 9}}).resume() is None
-
-
-def test_a_damaged_description_is_named(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"run\.json: cannot be read"):
-        read_description(tmp_path)
-    for text in ("{", "[]"):
-        (tmp_path / "run.json").write_text(text)
-        with pytest.raises(CheckpointError, match=r"run\.json: is .*damaged"):
-            read_description(tmp_path)
