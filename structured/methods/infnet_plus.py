@@ -1,0 +1,238 @@
+"""Inference networks for training and for prediction, with the energy (Tu, Pang & Gimpel 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from structured import costs
+from structured.losses import compound_energy_loss, compound_network_loss
+from structured.methods._alternating import (
+    PRETRAINING,
+    AlternatingLearner,
+    EnergyStart,
+    Optimizers,
+    check_choice,
+    check_start,
+    check_weights,
+    comparison_figures,
+    fixed,
+)
+from structured.methods._augmented import Augmented, Parameterization, augmented
+from structured.methods._objectives import Compared, Cost, Parameters
+from structured.methods._optimizer import check_count, check_rate, descend, make_optimizer
+from structured.methods.base import Method
+from structured.methods.registry import register
+from structured.models import Models
+
+JOINT = "joint"
+
+
+@register("infnet_plus")
+@dataclass(frozen=True)
+class InfNetPlus(Method):
+    """Train the energy against two networks at once: one that violates margins, one that predicts.
+
+    F, cost-augmented, is needed in training only; A predicts. After pretraining A with
+    cross-entropy, by turns, on each minibatch: the energy descends ``[Delta(F, y) - E(F) + E(y)]_+
+    + weight [-E(A) + E(y)]_+``, and the networks descend the same terms negated and *not*
+    truncated, with a local term, ``-(Delta(F, y) - E(F) + E(y)) - weight (-E(A) + E(y)) +
+    ce_weight CE(A, y)``: without hinges they go on learning where the energy is satisfied. No
+    penalties and no retuning are needed.
+
+    *Gradient of the energy:* that of both hinges in phi at fixed F(x) and A(x), zero for a term
+    whose hinge is inactive. *Dropped:* the ways phi moves F and A, ``dF/dphi`` and ``dA/dphi``.
+    They would vanish at networks that maximise the very hinges the energy descends; the truncation
+    and cross-entropy make sure these are not the same.
+
+    Args:
+        parameterization: what F shares with A. "separate": nothing. "shared": the body; F has a
+            last layer of its own. "stacked" (default): all of A; ``F = sigma(W [A(x); y] + b)``,
+            the softmax of it for tags, has a single layer to itself.
+        detach: let no gradient of F's term pass to what it shares with A. By default it does.
+        weight: lam, of the terms of A.
+        ce_weight: tau, of A's cross-entropy.
+        network_steps: steps on the networks for one on the energy, on each minibatch.
+        pretrain_epochs: of A with cross-entropy; F then begins as A (stacked: decides as A does).
+        energy_start: "cross_entropy" (default) pretrains the energy's local term as a classifier
+            beside A; "network" makes it minus the pretrained logits and wants equal sizes;
+            "random" leaves it.
+        pretrain_lr: of Adam in pretraining.
+        network_lr: of Adam on F and A.
+        energy_lr: of Adam on the energy.
+        energy_weight_decay: decoupled, of Adam on the energy.
+        cost: Delta, one of `structured.costs` or a function like them.
+
+    Raises:
+        ValueError: if an option does not fit.
+
+    Example:
+        >>> import torch
+        >>> from structured.models import ModelConfig, build_models
+        >>> models = build_models(4, 3, ModelConfig(hidden=(8,), energy_hidden=(8,)), seed=0)
+        >>> learner = InfNetPlus(pretrain_epochs=0).learner(models, steps_per_epoch=10)
+        >>> figures = learner.step(torch.randn(2, 4), torch.ones(2, 3))
+        >>> sorted(figures)[2:]
+        ['cross_entropy', 'energy_gap', 'predicted_gap', 'primary']
+
+    Reference:
+        Tu, Pang & Gimpel 2020, Improving Joint Training of Inference Networks and Structured
+        Prediction Energy Networks.
+    """
+
+    parameterization: Parameterization = "stacked"
+    detach: bool = False
+    weight: float = 1.0
+    ce_weight: float = 1.0
+    network_steps: int = 1
+    pretrain_epochs: int = 10
+    energy_start: EnergyStart = "cross_entropy"
+    pretrain_lr: float = 1e-3
+    network_lr: float = 1e-3
+    energy_lr: float = 1e-3
+    energy_weight_decay: float = 0.0
+    cost: Cost = costs.soft_f1
+
+    def __post_init__(self) -> None:
+        check_choice("parameterization", self.parameterization, get_args(Parameterization))
+        check_weights(self, "weight", "ce_weight", "energy_weight_decay")
+        check_count("network_steps", self.network_steps, 1)
+        check_count("pretrain_epochs", self.pretrain_epochs, 0)
+        for name in ("pretrain_lr", "network_lr", "energy_lr"):
+            check_rate(name, getattr(self, name))
+        check_start(self.energy_start)
+
+    @property
+    def name(self) -> str:
+        return f"infnet+-{self.parameterization}"
+
+    def objectives(self, models: Models) -> CompoundObjectives:
+        """Return what networks and energy descend, as functions of what they put out."""
+        return CompoundObjectives(models, self.cost, self.weight, self.ce_weight)
+
+    def learner(
+        self,
+        models: Models,
+        *,
+        steps_per_epoch: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> InfNetPlusLearner:
+        return InfNetPlusLearner(self, models, seed=seed, device=device)
+
+
+@dataclass(frozen=True)
+class CompoundObjectives:
+    """The two compound losses. Pure: phi and the networks' logits come in as arguments.
+
+    Attributes:
+        models: the space, and the module that computes energies.
+        cost: Delta.
+        weight: lam.
+        ce_weight: tau.
+    """
+
+    models: Models
+    cost: Cost
+    weight: float
+    ce_weight: float
+
+    def compare(
+        self, phi: Parameters, x: Tensor, y: Tensor, logits: Tensor, augmented_logits: Tensor
+    ) -> Compared:
+        """Evaluate the candidates F(x) and A(x), in this order, beside the gold output."""
+        space, energy = self.models.space, self.models.energy
+        assert energy is not None
+        candidates = torch.stack([space.relax(augmented_logits), space.relax(logits)])
+        points = torch.cat([y[None], candidates])
+        energies = functional_call(energy, dict(phi), (x, points))
+        return Compared(logits, energies[0], energies[1:], self.cost(candidates, y))
+
+    def energy(self, found: Compared) -> Tensor:
+        """Return both hinges, mean over the minibatch: what the energy descends."""
+        augmented, predicted = found.energies
+        cost, _ = found.costs
+        return compound_energy_loss(
+            found.gold_energy, augmented, predicted, cost, weight=self.weight
+        ).mean()
+
+    def networks(self, found: Compared, y: Tensor) -> Tensor:
+        """Return what the networks descend, mean over the minibatch."""
+        augmented, predicted = found.energies
+        cost, _ = found.costs
+        return compound_network_loss(
+            found.gold_energy,
+            augmented,
+            predicted,
+            cost,
+            -self.models.space.log_prob(found.logits, y),
+            weight=self.weight,
+            cross_entropy_weight=self.ce_weight,
+        ).mean()
+
+
+class InfNetPlusLearner(AlternatingLearner):
+    """See `InfNetPlus`."""
+
+    def __init__(
+        self, method: InfNetPlus, models: Models, *, seed: int, device: torch.device | str
+    ) -> None:
+        self._augmented: Augmented = augmented(
+            method.parameterization, models.network, models.space, detach=method.detach
+        )
+        super().__init__(
+            method,
+            models,
+            stages=((PRETRAINING, method.pretrain_epochs), (JOINT, 0)),
+            energy_start=method.energy_start,
+            pretrain_lr=method.pretrain_lr,
+            seed=seed,
+            device=device,
+        )
+        self._method, self._objectives = method, method.objectives(models)
+
+    def _modules(self) -> dict[str, nn.Module]:
+        return super()._modules() | {"augmented": self._augmented}
+
+    def _enter(self, stage: str) -> None:
+        super()._enter(stage)
+        if stage == JOINT:
+            self._augmented.begin(self.models.network)
+
+    def _make_optimizers(self, stage: str) -> Optimizers:
+        method = self._method
+        networks = [*self.models.network.parameters(), *self._augmented.parameters()]
+        return {
+            "network": make_optimizer("adam", networks, method.network_lr),
+            "energy": make_optimizer(
+                "adam", self._phi.values(), method.energy_lr, method.energy_weight_decay
+            ),
+        }
+
+    def _train(self, stage: str, x: Tensor, y: Tensor) -> dict[str, float]:
+        objectives, phi = self._objectives, fixed(self._phi)
+        value = y.new_zeros(())
+        for _ in range(self._method.network_steps):
+            value = objectives.networks(objectives.compare(phi, x, y, *self._both(x, y)), y)
+            descend(self._optimizers["network"], value)
+        with torch.no_grad():
+            logits = self._both(x, y)
+        found = objectives.compare(self._phi, x, y, *logits)
+        loss = objectives.energy(found)
+        descend(self._optimizers["energy"], loss)
+        augmented = Compared(found.logits, found.gold_energy, found.energies[:1], found.costs[:1])
+        gap = (found.energies[1] - found.gold_energy).detach()
+        return {
+            "auxiliary": float(value.detach()),
+            "primary": float(loss.detach()),
+            "cross_entropy": float(-self.models.space.log_prob(found.logits, y).mean()),
+            "predicted_gap": float(gap.mean()),
+            **comparison_figures(augmented),
+        }
+
+    def _both(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self._augmented.both(self.models.network, x, y, self.generator)
