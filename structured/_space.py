@@ -14,7 +14,13 @@ if TYPE_CHECKING:
 
 
 class Space(ABC):
-    """A relaxed output space, with the factorised distribution that logits define over it."""
+    """A relaxed output space, with the factorised distribution that logits define over it.
+
+    A *hard* output has entries 0 and 1; a *point* is anything between, such as a vector of
+    probabilities. *Logits* stand for a point and for the distribution whose entries (or positions)
+    are independent with that mean. All three have the shape ``[..., B, *event]``: B examples, the
+    dimensions of one output last, and any dimensions (samples, restarts) before.
+    """
 
     @property
     @abstractmethod
@@ -23,11 +29,16 @@ class Space(ABC):
 
     @abstractmethod
     def check(self, name: str, value: Tensor) -> None:
-        """Raise ValueError unless the trailing dimensions of `value` are those of this space."""
+        """Raise ValueError unless the trailing dimensions of a tensor are those of this space.
+
+        Args:
+            name: what the error calls the tensor.
+            value: the tensor, ``[..., B, *event]``.
+        """
 
     @abstractmethod
     def relax(self, logits: Tensor) -> Tensor:
-        """Map logits to a point, which is also the mean of the factorised distribution."""
+        """Map logits to a point of the same shape: the mean of the factorised distribution."""
 
     @abstractmethod
     def dual(self, point: Tensor) -> Tensor:
@@ -58,7 +69,14 @@ class Space(ABC):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """Draw noise such that ``hard(logits + noise)`` is an exact sample under `logits`."""
+        """Draw noise such that ``hard(logits + noise)`` is an exact sample under `logits`.
+
+        Args:
+            shape: of the noise, that of the logits with the number of samples in front.
+            generator: the source of randomness; None takes torch's default one.
+            dtype: of the noise; None takes torch's default.
+            device: of the noise.
+        """
 
     @abstractmethod
     def entropy(self, logits: Tensor) -> Tensor:
@@ -76,7 +94,14 @@ class Space(ABC):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Tensor:
-        """Return the centre of the space for the given leading dimensions (`Tags`: up to T)."""
+        """Return the centre of the space: one half everywhere, or one over the number of tags.
+
+        Args:
+            leading: the dimensions before those of one output, ``(..., B)``; for `Tags` also the
+                length, ``(..., B, T)``.
+            dtype: of the point; None takes torch's default.
+            device: of the point.
+        """
 
     def mirror_step(
         self, point: Tensor, gradient: Tensor, rate: float, entropy: float = 0.0
@@ -98,8 +123,12 @@ class Space(ABC):
     def gap(self, point: Tensor, gradient: Tensor) -> Tensor:
         """Return the Frank-Wolfe gap ``max_y <gradient, point - y>``, one per example ``[..., B]``.
 
-        It is zero exactly where no feasible direction descends, and it bounds the distance to the
-        minimum when the energy is convex.
+        It is zero exactly where no feasible direction descends, and where the energy is convex the
+        energy at `point` is at most this much above its minimum.
+
+        Args:
+            point: in the space, ``[..., B, *event]``.
+            gradient: the energy's gradient there, of the same shape.
         """
         inner = (gradient * point).sum(dim=tuple(range(-self.event_dims, 0)))
         return inner - self.linear_minimum(gradient)

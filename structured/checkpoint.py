@@ -74,6 +74,10 @@ def save_state(path: str | os.PathLike[str], state: State, *, kind: str) -> None
 def load_state(path: str | os.PathLike[str], *, kind: str) -> State:
     """Read what `save_state` wrote, tensors on the CPU.
 
+    Args:
+        path: the file.
+        kind: the word it was saved with.
+
     Raises:
         CheckpointError: if the file is missing, cut short, damaged, of another version or kind.
     """

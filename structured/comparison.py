@@ -104,7 +104,13 @@ class Comparison:
         return next(iter(self.methods))
 
     def scores(self, method: str, decoder: str, part: str = TEST) -> dict[int, float]:
-        """Return seed -> example-F1, from 0 to 1, of the runs that are done."""
+        """Return seed -> example-F1, from 0 to 1, of the runs that are done.
+
+        Args:
+            method: its label.
+            decoder: its name in the tables, such as "expected F1".
+            part: "test", or "validation".
+        """
         return {
             run.seed: run.evaluation.scores[part][decoder].example_f1
             for run in self.runs
@@ -112,7 +118,13 @@ class Comparison:
         }
 
     def difference(self, method: str, decoder: str, part: str = TEST) -> Difference | None:
-        """Compare a method with the baseline over the seeds that both have; None without any."""
+        """Compare a method with the baseline over the seeds that both have; None without any.
+
+        Args:
+            method: its label.
+            decoder: its name in the tables, such as "expected F1".
+            part: "test", or "validation".
+        """
         ours, theirs = (self.scores(name, decoder, part) for name in (method, self.baseline))
         gaps = [ours[seed] - theirs[seed] for seed in ours if seed in theirs]
         if not gaps:

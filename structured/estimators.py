@@ -40,15 +40,15 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
     """A network that predicts sets of labels, trained with cross-entropy or by a learned energy.
 
     A part of the training rows is set aside for validation: it decides when to stop, and the
-    decoder is fitted on it. Prediction costs one forward pass of the network, whatever the method.
-    Rows are weighted alike: `fit` takes no `sample_weight`.
+    decoder is fitted on it. Prediction is the method's own, for most methods one forward pass of
+    the network. Rows are weighted alike: `fit` takes no `sample_weight`.
 
     Besides the parameters below, those of a `method` or `decoder` object have nested names:
     ``method__outer_lr``, ``method__primary__samples``, ``decoder__value``. Setting one of a method
     or decoder given by name makes the object first.
 
     Args:
-        method: "cross_entropy", "implicit", or an object of `structured.methods`.
+        method: a name of `structured.methods.known`, such as "implicit", or such an object.
         hidden: sizes of the hidden layers of the network; a number is one layer.
         dropout: the probability of dropping a hidden unit in training.
         input_dropout: the probability of dropping an input in training.

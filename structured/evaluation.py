@@ -205,7 +205,13 @@ def evaluate(
 
 
 def score(decoder: FittedDecoder, probabilities: Tensor, gold: Tensor) -> Scores:
-    """Return the metrics of a fitted decoder's sets, given ``[N, L]`` of both."""
+    """Return the metrics of the sets that a fitted decoder makes.
+
+    Args:
+        decoder: fitted on validation.
+        probabilities: of labels, ``[N, L]``.
+        gold: in {0, 1}, ``[N, L]``.
+    """
     return score_sets(decoder.decode(probabilities), gold)
 
 

@@ -46,7 +46,7 @@ def compare(
     progress: bool | None = None,
     on_run: OnRun | None = None,
 ) -> Comparison:
-    """Train every method with every seed, and score all under the three decoders.
+    """Train every method with every seed, and score all under the four decoders.
 
     The methods share the network's sizes and initial weights, the order of the rows, the settings
     and the validation part, which alone chooses epochs and fits decoders.

@@ -15,6 +15,10 @@ from structured.costs import soft_f1
 def example_f1(prediction: Tensor, gold: Tensor) -> float:
     """Return the mean over examples of the F1 of each example's set; two empty sets score 1.
 
+    Args:
+        prediction: predicted sets, ``[N, L]`` of 0 and 1.
+        gold: gold sets, likewise.
+
     Raises:
         ValueError: if shapes differ or an entry is neither 0 nor 1 (as in every metric here).
 
@@ -65,6 +69,10 @@ def macro_f1(prediction: Tensor, gold: Tensor, *, absent: float = 0.0) -> float:
 def micro_f1(prediction: Tensor, gold: Tensor) -> float:
     """Return the F1 of all decisions pooled; 1 if nothing is predicted and nothing present.
 
+    Args:
+        prediction: predicted sets, ``[N, L]`` of 0 and 1.
+        gold: gold sets, likewise.
+
     Example:
         >>> import torch
         >>> micro_f1(torch.tensor([[1, 0], [1, 0]]), torch.tensor([[1, 0], [0, 1]]))
@@ -75,7 +83,11 @@ def micro_f1(prediction: Tensor, gold: Tensor) -> float:
 
 
 def hamming_accuracy(prediction: Tensor, gold: Tensor) -> float:
-    """Return the share of right decisions.
+    """Return the share of right decisions, one for each example and label.
+
+    Args:
+        prediction: predicted sets, ``[N, L]`` of 0 and 1.
+        gold: gold sets, likewise.
 
     Example:
         >>> import torch
@@ -88,6 +100,10 @@ def hamming_accuracy(prediction: Tensor, gold: Tensor) -> float:
 
 def subset_accuracy(prediction: Tensor, gold: Tensor) -> float:
     """Return the share of examples whose whole set is right.
+
+    Args:
+        prediction: predicted sets, ``[N, L]`` of 0 and 1.
+        gold: gold sets, likewise.
 
     Example:
         >>> import torch

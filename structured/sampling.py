@@ -20,11 +20,20 @@ class Sampler(ABC):
     """A way to draw outputs; used through `Space.sample`."""
 
     passes_gradient: ClassVar[bool]
+    """Whether the samples carry a gradient to the logits."""
     needs_noise: ClassVar[bool]
+    """Whether `draw` wants noise; if not, all samples are the same point."""
 
     @abstractmethod
     def draw(self, space: Space, logits: Tensor, count: int, noise: Tensor | None) -> Tensor:
-        """Return ``[count, *logits.shape]`` given noise of that shape (None where not needed)."""
+        """Return samples, ``[count, *logits.shape]``.
+
+        Args:
+            space: whose outputs are drawn.
+            logits: of the factorised distribution, ``[..., B, *event]``.
+            count: how many samples, K.
+            noise: of the shape of the samples, from `Space.noise`; None if `needs_noise` is False.
+        """
 
 
 def _required(noise: Tensor | None) -> Tensor:

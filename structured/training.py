@@ -71,7 +71,11 @@ class RunResult:
     selection: Models | None = None
 
     def predict(self, X: Any) -> Tensor:
-        """Return what the method predicts for the rows of X, ``[n, L]``."""
+        """Return what the method predicts for rows, ``[n, L]`` probabilities, on the CPU.
+
+        Args:
+            X: inputs, sparse or dense, ``[n, D]``.
+        """
         return predict_probabilities(self.method, self.models, X)
 
     def predict_held_out(self, X: Any) -> Tensor:

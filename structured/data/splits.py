@@ -186,6 +186,10 @@ def joined(first: MultiLabelData, second: MultiLabelData) -> MultiLabelData:
 
     The features are sparse if those of either part are.
 
+    Args:
+        first: one part.
+        second: another, with the same features and labels.
+
     Raises:
         DataError: They differ in features or labels.
 
