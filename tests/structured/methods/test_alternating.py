@@ -32,9 +32,9 @@ METHODS: dict[str, Method] = {
     "infnet, published penalties": InfNet(
         pretrain_epochs=1, joint_epochs=1, anchor=10.0, entropy=1.0, l2=0.1, ce_weight=0.0
     ),
-    "infnet_plus": InfNetPlus(pretrain_epochs=1),
-    "infnet_plus, shared": InfNetPlus("shared", detach=True, pretrain_epochs=1, weight=0.5),
-    "infnet_plus, separate": InfNetPlus("separate", pretrain_epochs=1, network_steps=2),
+    "infnet_plus": InfNetPlus(pretrain_epochs=1, network_steps=2),
+    "infnet_plus, shared": InfNetPlus("shared", pretrain_epochs=1, weight=0.5),
+    "infnet_plus, stacked": InfNetPlus("stacked", detach=False, pretrain_epochs=1),
 }
 EVERY = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 EVERY_NAME = pytest.mark.parametrize("name", METHODS)
