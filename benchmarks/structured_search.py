@@ -25,12 +25,15 @@ from structured.models import ModelConfig
 from structured.train_config import TrainConfig
 from structured.training import train
 
-CONFIG = TrainConfig(batch_size=128, epochs=60, patience=8, average=0.998, device="cpu")
-CD = (
-    "implicit: primary=ContrastiveDivergence, primary.samples=20, inner_lr=0.002, pretrain_lr=0.002"
+CONFIG = TrainConfig(
+    batch_size=128, epochs=60, patience=6, average=0.998, monitor="f1_joint", device="cpu"
 )
-MARGIN = "implicit: primary=Margin, inner_lr=0.002, pretrain_lr=0.002"
-VALUE = "implicit: primary=Value, inner_lr=0.002, pretrain_lr=0.002"
+RATES = "inner_lr=0.002, pretrain_lr=0.002"
+FAST = "inner_lr=0.003, pretrain_lr=0.003"
+FASTER = "inner_lr=0.005, pretrain_lr=0.005"
+CD = f"implicit: primary=ContrastiveDivergence, primary.samples=20, {RATES}"
+MARGIN = f"implicit: primary=Margin, {RATES}"
+VALUE = f"implicit: primary=Value, {RATES}"
 
 # name -> (method, sizes that differ from the defaults)
 TRIALS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -38,6 +41,52 @@ TRIALS: dict[str, tuple[str, dict[str, Any]]] = {
     "cross-entropy, rate 2e-3": ("cross_entropy: lr=0.002", {}),
     "cross-entropy, rate 3e-3": ("cross_entropy: lr=0.003", {}),
     "cross-entropy, rate 2e-3, decay 0.1": ("cross_entropy: lr=0.002, weight_decay=0.1", {}),
+    "cross-entropy, rate 5e-3": ("cross_entropy: lr=0.005", {}),
+    "cross-entropy, rate 8e-3": ("cross_entropy: lr=0.008", {}),
+    "contrastive divergence, small f, all rates 3e-3": (
+        f"{CD}, outer_lr=0.005, {FAST}",
+        {"energy_hidden": [16]},
+    ),
+    "contrastive divergence, small f, all rates 3e-3, lam 0.3": (
+        f"{CD}, outer_lr=0.005, {FAST}, ce_weight=0.3",
+        {"energy_hidden": [16]},
+    ),
+    "contrastive divergence, small f, all rates 5e-3": (
+        f"{CD}, outer_lr=0.005, {FASTER}",
+        {"energy_hidden": [16]},
+    ),
+    **{
+        f"contrastive divergence, energy sooner: rates {rate}, outer rate {outer}, lam {lam}": (
+            f"{CD}, outer_lr={outer}, inner_lr={rate}, pretrain_lr={rate}, ce_weight={lam}, "
+            "pretrain_epochs=4, outer_every=2",
+            {"energy_hidden": [16]},
+        )
+        for rate, outer, lam in (
+            (0.003, 0.01, 1.0),
+            (0.003, 0.01, 3.0),
+            (0.003, 0.03, 3.0),
+            (0.003, 0.01, 10.0),
+            (0.002, 0.01, 3.0),
+        )
+    },
+    **{
+        f"{name}, network settled: rates {rate}, {inner}, outer {outer}": (
+            f"{spec}, pretrain_lr={rate}, pretrain_epochs=12, inner_lr={inner}, outer_lr={outer}, "
+            "outer_every=2",
+            {"energy_hidden": [16]},
+        )
+        for name, spec in (
+            ("contrastive divergence", CD),
+            ("margin", f"{MARGIN}, sampler=StraightThrough, primary.samples=20"),
+            ("value", f"{VALUE}, sampler=StraightThrough, primary.samples=20"),
+        )
+        for rate, inner, outer in (
+            (0.003, 0.0003, 0.01),
+            (0.002, 0.0002, 0.01),
+            (0.002, 0.0005, 0.01),
+            (0.002, 0.0002, 0.03),
+        )
+    },
     "contrastive divergence": (CD, {}),
     "contrastive divergence, outer rate 5e-3": (f"{CD}, outer_lr=0.005", {}),
     "contrastive divergence, direct": (f"{CD}, outer_lr=0.005, gradient=direct", {}),
@@ -58,6 +107,22 @@ TRIALS: dict[str, tuple[str, dict[str, Any]]] = {
         f"{CD}, outer_lr=0.005",
         {"energy_hidden": [16]},
     ),
+    "contrastive divergence, outer rate 1e-2, small f": (
+        f"{CD}, outer_lr=0.01",
+        {"energy_hidden": [16]},
+    ),
+    "contrastive divergence, outer rate 5e-3, every 2 minibatches": (
+        f"{CD}, outer_lr=0.005, outer_every=2",
+        {},
+    ),
+    "contrastive divergence, outer rate 5e-3, small f, lam 0.3": (
+        f"{CD}, outer_lr=0.005, ce_weight=0.3",
+        {"energy_hidden": [16]},
+    ),
+    "contrastive divergence, outer rate 5e-3, small f, 60 samples": (
+        f"{CD}, outer_lr=0.005, primary.samples=60",
+        {"energy_hidden": [16]},
+    ),
     "margin": (MARGIN, {}),
     "margin, outer rate 5e-3": (f"{MARGIN}, outer_lr=0.005", {}),
     "margin, outer rate 5e-3, direct": (f"{MARGIN}, outer_lr=0.005, gradient=direct", {}),
@@ -68,6 +133,22 @@ TRIALS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "value": (VALUE, {}),
     "value, outer rate 5e-3": (f"{VALUE}, outer_lr=0.005", {}),
+    "margin, 20 straight-through samples, small f": (
+        f"{MARGIN}, outer_lr=0.005, sampler=StraightThrough, primary.samples=20",
+        {"energy_hidden": [16]},
+    ),
+    "margin, 20 straight-through samples, small f, lam 0.3": (
+        f"{MARGIN}, outer_lr=0.005, sampler=StraightThrough, primary.samples=20, ce_weight=0.3",
+        {"energy_hidden": [16]},
+    ),
+    "value, 20 straight-through samples, small f": (
+        f"{VALUE}, outer_lr=0.005, sampler=StraightThrough, primary.samples=20",
+        {"energy_hidden": [16]},
+    ),
+    "value, 20 straight-through samples, small f, lam 0.3": (
+        f"{VALUE}, outer_lr=0.005, sampler=StraightThrough, primary.samples=20, ce_weight=0.3",
+        {"energy_hidden": [16]},
+    ),
     "value, 20 straight-through samples": (
         f"{VALUE}, outer_lr=0.005, sampler=StraightThrough, primary.samples=20",
         {},

@@ -128,7 +128,7 @@ def best_from_samples(samples: Tensor, weights: Tensor) -> Tensor:
     (Dembczynski et al. 2011, the general F-measure maximiser).
 
     Args:
-        samples: hard label sets, float64 ``[S, B, L]``.
+        samples: hard label sets, ``[S, B, L]``.
         weights: non-negative, summing to one along the first dimension, ``[S, B]``.
     """
     sizes = samples.sum(dim=-1)

@@ -25,8 +25,10 @@ from structured.batches import Batches, Rows
 from structured.checkpoint import check_same
 from structured.errors import CheckpointError, TrainingError
 from structured.evaluation import validation_figures
+from structured.joint import JointExpectedF1
 from structured.logs import StepLog, TensorBoardLog, write_rows
 from structured.methods import Learner
+from structured.metrics import example_f1
 from structured.model_file import shapes_of, weights_of
 from structured.models import evaluating
 from structured.progress import ProgressBar
@@ -40,6 +42,7 @@ _PREPARATION = "pretraining"
 """The phase of a learner that only prepares another: a run never stops early within it."""
 _ALL_EPOCHS = "all epochs done"
 _ROWS = 512  # predicted at once
+_JOINT_SAMPLES = 200
 
 OnEpoch = Callable[[Mapping[str, Any]], None]
 
@@ -251,7 +254,13 @@ class Loop:
                 f"{self._place()}: the network's output on validation data is not finite; lower "
                 "the learning rates"
             )
-        return validation_figures(probabilities, gold)
+        figures = validation_figures(probabilities, gold)
+        if self._config.monitor == "f1_joint":
+            figures["validation_f1_joint"] = figures["validation_f1_expected"]
+            if method.reweights:
+                sets = JointExpectedF1(samples=_JOINT_SAMPLES).decode(models, inputs)
+                figures["validation_f1_joint"] = example_f1(sets, gold)
+        return figures
 
     def _judge(self, record: Mapping[str, Any]) -> Best:
         """Keep the weights if they are the best, and decide whether to go on."""

@@ -182,7 +182,8 @@ class SampledExpectedF1:
         """Return the best label sets, ``[B, L]``.
 
         Args:
-            samples: hard label sets drawn from the model, ``[S, B, L]``.
+            samples: hard label sets drawn from the model, of a floating type, ``[S, B, L]``; sums are
+                made in this type.
             weights: non-negative importance weights ``[S, B]``, of any positive sum per example;
                 None counts every sample alike.
 
@@ -205,8 +206,8 @@ class SampledExpectedF1:
         parts = zip(
             samples.split(self.chunk, dim=1), (values / total).split(self.chunk, dim=1), strict=True
         )
-        best = [best_from_samples(part.double(), weight) for part, weight in parts]
-        return torch.cat(best).to(samples.dtype)
+        best = [best_from_samples(part, weight.to(part.dtype)) for part, weight in parts]
+        return torch.cat(best)
 
 
 def _check_probabilities(probabilities: Tensor) -> None:

@@ -14,7 +14,7 @@ from structured.decoding import SampledExpectedF1
 from structured.metrics import example_f1
 from structured.models import Models, evaluating
 
-SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0)
+SCALES = (0.0, 0.25, 0.5, 0.75, 1.0, 1.5)
 """The scales of the energy that are tried on validation data."""
 
 
@@ -96,7 +96,8 @@ class JointExpectedF1:
         device = next((leaf.device for leaf in models.network.parameters()), torch.device("cpu"))
         generator = torch.Generator().manual_seed(self.seed)
         with evaluating(models), torch.no_grad():
-            for x in Rows(X, device).chunks(self.chunk):
+            rows = X if isinstance(X, Rows) else Rows(X, device)
+            for x in rows.chunks(self.chunk):
                 probabilities = models.space.relax(models.network(x))
                 samples = systematic_samples(probabilities, self.samples, generator)
                 yield samples.cpu(), energy(x, samples).cpu()

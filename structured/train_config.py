@@ -13,12 +13,15 @@ MONITORS: Mapping[str, bool] = {
     "f1_expected": True,
     "f1_tuned": True,
     "f1_half": True,
+    "f1_joint": True,
     "cross_entropy": False,
 }
 """What early stopping can watch on validation data -> whether high is good.
 
-The first three are example-F1 under the decoders of `structured.evaluation`: expected F1, tuned
-threshold, threshold 0.5.
+The first four are example-F1 under the decoders of `structured.evaluation`: expected F1, tuned
+threshold, threshold 0.5, and joint expected F1 (with the energy as it is, scale 1, and fewer
+samples than the final decoder; it is measured only if it is watched). For a method whose labels are
+independent the last one is the first.
 """
 
 

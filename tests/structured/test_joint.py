@@ -10,13 +10,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from structured.data import MultiLabelData, digit_strips
 from structured.decoding import ExpectedF1, SampledExpectedF1
 from structured.evaluation import JOINT, evaluate, with_joint
 from structured.joint import SCALES, JointExpectedF1, systematic_samples
-from structured.methods import CrossEntropy, Implicit
+from structured.methods import CrossEntropy, Implicit, Method
 from structured.metrics import example_f1
-from structured.models import Models
+from structured.models import ModelConfig, Models
 from structured.spaces import Labels
+from structured.train_config import TrainConfig
+from structured.training import RunResult, train
 
 LABELS = 5
 SETS = torch.tensor(list(itertools.product([0.0, 1.0], repeat=LABELS)))
@@ -162,3 +165,26 @@ def test_the_scale_is_fitted_with_the_models_that_never_saw_the_validation_part(
     found = with_joint(plain, Implicit(), right, inputs, labels, held_out=wrong)
     assert found.thresholds[JOINT] == 0.0
     assert with_joint(plain, Implicit(), right, inputs, labels).thresholds[JOINT] > 0.0
+
+
+def _trained(method: Method) -> tuple[RunResult, MultiLabelData]:
+    parts = digit_strips(60, 30, 10).split("disjoint_images")
+    config = TrainConfig(epochs=3, batch_size=20, monitor="f1_joint", average=0.0, device="cpu")
+    sizes = ModelConfig(hidden=(8,), energy_hidden=(4,))
+    result = train(method, parts["train"], parts["validation"], config, model=sizes)
+    return result, parts["validation"]
+
+
+def test_training_can_watch_what_the_joint_decoder_makes_of_the_epoch() -> None:
+    result, validation = _trained(Implicit(pretrain_epochs=1, outer_every=1, outer_lr=0.1))
+    gold = torch.from_numpy(validation.Y.toarray()).float()
+    sets = JointExpectedF1(samples=200).decode(result.models, validation.X)
+    assert result.best_value == example_f1(sets, gold)
+    watched = [record["validation_f1_joint"] for record in result.history]
+    assert result.best_value == max(watched)
+
+
+def test_where_labels_are_independent_it_watches_the_expected_f1() -> None:
+    result, _ = _trained(CrossEntropy())
+    for record in result.history:
+        assert record["validation_f1_joint"] == record["validation_f1_expected"]

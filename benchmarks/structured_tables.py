@@ -1,0 +1,134 @@
+"""The tables of docs/structured/results.md: one `structured compare` each, resumable.
+
+    python benchmarks/structured_tables.py bibtex       # Mulan's split, 5 seeds, refitted
+    python benchmarks/structured_tables.py bibtex3      # the surrogate of the published split
+    python benchmarks/structured_tables.py delicious3   # the same on delicious, 3 seeds
+    python benchmarks/structured_tables.py --page       # write the tables of the JSON into the page
+
+Each run is in ``runs/tables/NAME``; a table that is stopped goes on where it was. The results are
+copied to ``benchmarks/results/structured_NAME.json`` after the last run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from structured._atomic import write_atomically, write_json
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+PAGE = HERE.parent / "docs" / "structured" / "results.md"
+COLUMNS = ("threshold 0.5", "tuned threshold", "expected F1", "joint expected F1")
+
+# Chosen on validation rows by structured_search.py.
+RATES = "inner_lr=0.002, pretrain_lr=0.002"
+PRIMARIES = {
+    "margin": f"primary=Margin, outer_lr=0.005, {RATES}",
+    "value": f"primary=Value, outer_lr=0.005, {RATES}",
+    "contrastive divergence": (
+        f"primary=ContrastiveDivergence, primary.samples=20, outer_lr=0.005, {RATES}"
+    ),
+}
+METHODS = [
+    "cross_entropy: lr=0.002",
+    *(
+        f"implicit: {options}, gradient={gradient}"
+        for options in PRIMARIES.values()
+        for gradient in ("direct", "implicit")
+    ),
+]
+SETTINGS = "--batch-size 128 --epochs 60 --patience 8 --average 0.998 --threads 1 --no-plots"
+TABLES = {
+    "bibtex": "--data bibtex --split split --refit --seeds 5",
+    "bibtex3": "--data bibtex --split split3_surrogate --seeds 5",
+    "delicious3": "--data delicious --split split3_surrogate --seeds 3",
+}
+
+
+def command(name: str) -> list[str]:
+    """The words of the `structured compare` that makes a table."""
+    words = ["structured", "compare", *shlex.split(TABLES[name]), *shlex.split(SETTINGS)]
+    for method in METHODS:
+        words += ["--method", method]
+    return words
+
+
+def make(name: str, runs: Path) -> None:
+    """Run or resume one comparison, and keep its results."""
+    folder = runs / name
+    resume = ["--resume"] if (folder / "comparison.json").exists() or folder.exists() else []
+    words = [sys.executable, "-m", *command(name), "--output", str(folder), *resume]
+    subprocess.run(words, check=True)
+    found = json.loads((folder / "comparison.json").read_text())
+    write_json(RESULTS / f"structured_{name}.json", found | {"command": shlex.join(command(name))})
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """One comparison as a table with what a reader must know to repeat it."""
+    rows = ", ".join(f"{count} {part}" for part, count in found["sizes"].items())
+    lines = [
+        f"{found['data']}, split `{found['split']}`: {rows}. Example-F1 on the test part in percent, "
+        f"mean ± deviation over {len(found['seeds'])} seeds.",
+        "",
+        "| method | " + " | ".join(COLUMNS) + " | s / epoch |",
+        "|---|" + "---:|" * (len(COLUMNS) + 1),
+    ]
+    for record in found["summary"]:
+        cells = [_cell(record[column]) for column in COLUMNS]
+        lines.append(
+            f"| {record['method']} | " + " | ".join(cells) + f" | {record['epoch_seconds']:.1f} |"
+        )
+    lines += ["", "Against cross-entropy under the same decoder, seed by seed:", ""]
+    lines += [
+        f"- {line}" for line in found["verdicts"] if line.startswith(("expected F1", "joint"))
+    ]
+    return "\n".join(lines)
+
+
+def _cell(score: dict[str, Any]) -> str:
+    deviation = score["deviation"]
+    spread = "" if deviation is None else f" ± {100 * deviation:.2f}"
+    return f"{100 * score['mean']:.2f}{spread}"
+
+
+def page() -> None:
+    """Put the table of every results file between its marks in the page."""
+    text = PAGE.read_text()
+    for name in TABLES:
+        path = RESULTS / f"structured_{name}.json"
+        if not path.exists():
+            continue
+        table = markdown(json.loads(path.read_text()))
+        marks = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
+        if not marks.search(text):
+            raise SystemExit(f"{PAGE}: has no marks for {name}")
+        text = marks.sub(lambda m, table=table: f"{m[1]}\n{table}\n\n{m[2]}", text)
+    write_atomically(PAGE, text.encode())
+
+
+def main() -> None:
+    """Make a table, or the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("table", nargs="?", choices=TABLES)
+    parser.add_argument("--page", action="store_true", help="write the page from the JSON files")
+    parser.add_argument("--runs", type=Path, default=Path("runs/tables"), help="where the runs are")
+    options = parser.parse_args()
+    if options.table is None and not options.page:
+        parser.error("name a table, or --page")
+    if options.table is not None:
+        make(options.table, options.runs)
+    if options.page:
+        page()
+
+
+if __name__ == "__main__":
+    main()
