@@ -8,7 +8,7 @@ import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,10 @@ RESULTS = Path(__file__).parent / "results"
 Contender = Callable[[], Any]
 
 
-def arguments(description: str, repeats: int) -> argparse.Namespace:
-    """The command line that every benchmark has."""
+def arguments(
+    description: str, repeats: int, own: Mapping[str, Mapping[str, Any]] | None = None
+) -> argparse.Namespace:
+    """The command line that every benchmark has, with the options that one has of its own."""
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -30,6 +32,8 @@ def arguments(description: str, repeats: int) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=repeats, help="rounds; every one in turn")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for the JSON file")
     parser.add_argument("--quick", action="store_true", help="two rounds, to see that it runs")
+    for name, options in (own or {}).items():
+        parser.add_argument(name, **options)
     parsed = parser.parse_args()
     parsed.repeats = 2 if parsed.quick else parsed.repeats
     return parsed

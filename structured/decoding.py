@@ -182,8 +182,8 @@ class SampledExpectedF1:
         """Return the best label sets, ``[B, L]``.
 
         Args:
-            samples: hard label sets drawn from the model, of a floating type, ``[S, B, L]``; sums are
-                made in this type.
+            samples: hard label sets drawn from the model, of a floating type, which the sums are
+                made in, ``[S, B, L]``.
             weights: non-negative importance weights ``[S, B]``, of any positive sum per example;
                 None counts every sample alike.
 

@@ -225,7 +225,8 @@ Monitor: TypeAlias = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="What is watched on validation: f1_expected, f1_joint, f1_tuned, f1_half or cross_entropy.",
+        help="What is watched on validation: f1_expected, f1_joint, f1_tuned, f1_half or "
+        "cross_entropy.",
         show_default=shown("training", "monitor"),
         rich_help_panel=_TRAINING,
     ),

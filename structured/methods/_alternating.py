@@ -133,7 +133,8 @@ class AlternatingLearner(Learner):
 
     def _enter(self, stage: str) -> None:
         """Change what has to be changed when a stage begins, once and never again on resuming."""
-        if stage == self._stages[1][0] and self._start == "network":
+        first = stage != PRETRAINING and self._begun in ("", PRETRAINING)
+        if first and self._start == "network":
             unaries_from_network(cast(Any, self._energy), self.models.network)
 
     def _stage(self) -> str:
@@ -155,10 +156,8 @@ class AlternatingLearner(Learner):
         self._optimizers = {"network": make_optimizer("adam", leaves, self._pretrain_lr)}
 
     def _pretrain(self, x: Tensor, y: Tensor) -> dict[str, float]:
-        network, space = self.models.network, self.models.space
-        masks = draw_masks(network, x, self.generator)
-        logits = network(x) if masks is None else network(x, dropout_masks=masks)
-        loss = -space.log_prob(logits, y).mean()
+        space = self.models.space
+        loss = -space.log_prob(self._logits(x), y).mean()
         figures = {"cross_entropy": float(loss.detach())}
         if self._start == "cross_entropy":
             local = -space.log_prob(-unaries_of(self._energy)(x), y).mean()
@@ -166,6 +165,12 @@ class AlternatingLearner(Learner):
             loss = loss + local
         descend(self._optimizers["network"], loss)
         return figures
+
+    def _logits(self, x: Tensor) -> Tensor:
+        """Return the network's logits under new dropout masks, ``[B, *event]``."""
+        network = self.models.network
+        masks = draw_masks(network, x, self.generator)
+        return network(x) if masks is None else network(x, dropout_masks=masks)
 
     def _minibatch(self, x: Tensor, y: Tensor) -> Minibatch:
         """Return the data with new dropout masks."""

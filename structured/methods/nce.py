@@ -123,6 +123,11 @@ class NCE(Method):
         return f"nce-{self.loss}"
 
     @property
+    def reweights(self) -> bool:
+        """Whether the energy is what is beyond the network: if residual."""
+        return self.residual
+
+    @property
     def descent(self) -> Descent:
         """How "gradient" descends."""
         return Descent(self.steps, self.rate, "mirror", 1.0)

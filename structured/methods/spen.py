@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -96,6 +96,7 @@ class SPEN(Method):
     cost: Cost = costs.soft_f1
     cost_weight: float = 1.0
     max_norm: float | None = 1.0
+    reweights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_count("pretrain_epochs", self.pretrain_epochs, 0)

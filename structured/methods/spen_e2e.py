@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor
@@ -109,6 +109,7 @@ class EndToEndSPEN(Method):
     lr: float = 3e-4
     weight_decay: float = 0.0
     max_norm: float | None = 1.0
+    reweights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name, choices in _CHOICES.items():
