@@ -257,7 +257,12 @@ class _GaussNewtonOperator(LinearOperator):
             # pullback of zeros would not show what has cut its graph.
             self._cotangent = torch.ones_like(outputs).requires_grad_()
             pulled = pulled_back(outputs, theta, self._cotangent, "GaussNewton: model")
-            self._pulled = layout.join(filled(pulled, theta))
+            # Leaf by leaf: of one flat vector of them, nothing but a copy would be gained.
+            self._pulled = {
+                index: leaf
+                for index, leaf in enumerate(pulled)
+                if leaf is not None and leaf.requires_grad
+            }
             self._point = outputs.detach().requires_grad_()
             with guard.replay(), uncompiled():
                 value = split.loss(phi, self._point, *args)
@@ -279,16 +284,25 @@ class _GaussNewtonOperator(LinearOperator):
             self._extra = KeptGraph(objective, [], theta)
 
     def rows(self, rows: Tensor) -> Tensor:
-        product = torch.stack([self._product(row) for row in rows])
-        return product if self._extra is None else product + self._extra.rows(rows)
+        return self.rows_into(rows, rows.new_empty(rows.shape))
 
     rows_transposed = rows
 
-    def _product(self, row: Tensor) -> Tensor:
-        (pushed,) = torch.autograd.grad(self._pulled, self._cotangent, row, retain_graph=True)
+    def rows_into(self, rows: Tensor, out: Tensor) -> Tensor:
+        for row, place in zip(rows, out, strict=True):
+            torch.cat([leaf.reshape(-1) for leaf in self._product(row)], out=place)
+        return out if self._extra is None else out.add_(self._extra.rows(rows))
+
+    def _product(self, row: Tensor) -> Sequence[Tensor]:
+        assert self.layout is not None
+        along = self.layout.split(row)
+        (pushed,) = torch.autograd.grad(
+            list(self._pulled.values()),
+            self._cotangent,
+            [along[index] for index in self._pulled],
+            retain_graph=True,
+        )
         curved = _pull(self._slope, self._point, pushed)
-        pulled = torch.autograd.grad(
+        return torch.autograd.grad(
             self._outputs, self._theta, curved, retain_graph=True, materialize_grads=True
         )
-        assert self.layout is not None
-        return self.layout.join(pulled)

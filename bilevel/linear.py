@@ -219,7 +219,10 @@ def _solve(
     state = _Prepared(state or solver.init(operator))
     outcome = solver.compute(operator, remaining, target, state)
     value = outcome.value if start is None else start + outcome.value
-    remaining = rhs - operator.rows(value) if outcome.residual is None else outcome.residual
+    remaining = outcome.residual
+    if remaining is None:
+        memory = torch.empty_like(value)
+        remaining = torch.sub(rhs, operator.rows_into(value, memory), out=memory)
     norm = torch.linalg.vector_norm(remaining, dim=1)
     progress = _Progress(value, remaining, norm, outcome.flag, outcome.iterations)
     budget = solver.steps(operator.size)

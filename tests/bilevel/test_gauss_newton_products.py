@@ -121,6 +121,31 @@ def test_gauss_newton_is_the_hessian_of_a_linear_model() -> None:
     close(found, wanted)
 
 
+def test_a_leaf_that_the_model_does_not_use_has_no_curvature() -> None:
+    theta = {"a": normal(2, seed=18), "unused": normal(3, seed=19), "z": normal(2, seed=20)}
+    split = bilevel.GaussNewton(lambda p, t: t["a"] * t["z"], lambda p, z: (z**2).sum() / 2)
+    problem = bilevel.ImplicitProblem(
+        lambda p, t: p.sum(), lambda p, t: (p * t["a"]).sum(), damping=0.5, curvature=split
+    )
+    found = problem.operator(normal(2, seed=21), theta).to_dense()
+    rows = torch.func.jacrev(lambda t: t["a"] * t["z"])(theta)
+    jacobian = torch.cat([rows[name] for name in theta], dim=1)  # type: ignore[index]
+    close(found, jacobian.T @ jacobian + 0.5 * torch.eye(7, dtype=F64))
+
+
+@pytest.mark.parametrize("regularizer", [None, _penalty])
+def test_a_product_is_made_in_the_memory_it_is_given(regularizer: Any) -> None:
+    split = bilevel.GaussNewton(_model, _loss, regularizer)
+    problem = bilevel.ImplicitProblem(outer, _whole, curvature=split, damping=0.5)
+    operator = problem.operator(PHI, THETA)
+    rows = normal(2, operator.size, seed=22)
+    before, memory = rows.clone(), torch.full_like(rows, torch.nan)
+    found = operator.rows_into(rows, memory)
+    assert found.data_ptr() == memory.data_ptr()
+    assert torch.equal(rows, before)
+    close(found, operator.rows(rows))
+
+
 @pytest.mark.parametrize("cube", [OnceDifferentiable, OutsideAutograd])
 @pytest.mark.parametrize("where", ["model", "loss", "regularizer"])
 def test_a_split_that_is_not_differentiable_twice_is_named(cube: Any, where: str) -> None:
