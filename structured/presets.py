@@ -53,6 +53,22 @@ PRESETS: Mapping[str, Settings] = {
             "implicit": "pretrain_lr=0.003, inner_lr=0.003, outer_lr=0.003",
         },
     },
+    # The settings of docs/structured/results.md, found by benchmarks/structured_search.py.
+    "bibtex": {
+        "model": {"energy_hidden": [16]},
+        "training": {
+            "epochs": 26,
+            "batch_size": 128,
+            "patience": 5,
+            "average": 0.998,
+            "monitor": "f1_joint",
+        },
+        "methods": {
+            "cross_entropy": "lr=0.003",
+            "implicit": "primary=ContrastiveDivergence, primary.samples=20, pretrain_epochs=12, "
+            "pretrain_lr=0.002, inner_lr=0.0002, outer_lr=0.01, outer_every=2",
+        },
+    },
 }
 """Data set -> what differs from `BASE`."""
 

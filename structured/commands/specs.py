@@ -13,11 +13,12 @@ from structured.presets import PRESETS
 if TYPE_CHECKING:
     from structured.methods import Method
 
-OWN = "; ".join(f"{name}: {text}" for name, text in PRESETS["digits"]["methods"].items())
+OWN = " and ".join(name for name, own in PRESETS.items() if "methods" in own)
 HELP = (
     "METHOD is a name that `structured methods` lists, alone or with options, as in 'implicit: "
     "primary=Value, inner_steps=2, solver=CG, solver.max_steps=5'; or a .json file with a method, "
-    f"such as a run.json. On digits a method by name has other rates: {OWN}."
+    f"such as a run.json. On {OWN} some methods have options of their own, which "
+    "`structured methods METHOD` shows."
 )
 
 

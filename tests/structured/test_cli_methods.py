@@ -76,15 +76,15 @@ def test_an_unknown_method_is_a_line_that_names_the_known_ones() -> None:
 
 
 def test_what_a_data_set_has_of_its_own_is_said() -> None:
-    rates = PRESETS["digits"]["methods"]["implicit"]
-    assert own_options("implicit") == {"digits": rates}
-    assert f"On digits by name: {rates}." in ok("implicit")
+    own = {name: PRESETS[name]["methods"]["implicit"] for name in ("digits", "bibtex")}
+    assert own_options("implicit") == own
+    assert f"On digits by name: {own['digits']}." in ok("implicit")
     assert own_options("no such method") == {}
 
 
 def test_help_of_the_option_method_points_to_the_list() -> None:
     assert "`structured methods`" in HELP
-    assert "lr=0.003" in HELP
+    assert "On digits and bibtex" in HELP
 
 
 def test_a_docstring_is_plain_text_whose_paragraphs_are_lines() -> None:
