@@ -231,19 +231,11 @@ def _solve(
 
     answer = progress.value
     curvature = torch.minimum(outcome.curvature, _curvature_along(answer, rhs, progress, size))
-    figures = (
-        progress.iterations,
-        progress.flag,
-        progress.norm,
-        size,
-        target,
-        curvature,
-        scale,
-        _largest(answer),
-    )
+    done = (progress.iterations, progress.flag, progress.norm)
+    figures = (*done, size, target, curvature, scale, _largest(answer))
     wide = torch.promote_types(rows.dtype, torch.float32)  # half precision cannot count to 500
     table = torch.stack([figure.to(wide) for figure in figures], dim=1)
-    columns = tuple(_column(row, asked, budget) for row in table.tolist())
+    columns = tuple(_column(row, asked, budget, solver.growth) for row in table.tolist())
     stats = _stats(columns, operator.products, _extremes(outcome))
     return Solution(answer * column(scale), _worst(columns), stats, dict(state))
 
@@ -316,7 +308,7 @@ def _refine(
     return progress
 
 
-def _column(figures: list[float], asked: bool, budget: float) -> ColumnStats:
+def _column(figures: list[float], asked: bool, budget: float, growth: float) -> ColumnStats:
     iterations, flag, norm, size, target, curvature, scale, largest = figures
     if not (math.isfinite(norm) and math.isfinite(largest)) or math.isnan(curvature):
         result = Result.NON_FINITE
@@ -324,7 +316,7 @@ def _column(figures: list[float], asked: bool, budget: float) -> ColumnStats:
         result = Result.SUCCESS
     elif flag != OK:
         result = FLAGS[int(flag)]
-    elif norm > 1.01 * size:
+    elif norm > growth * size:
         result = Result.DIVERGED
     elif not asked:
         result = Result.TRUNCATED

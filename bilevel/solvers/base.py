@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -57,6 +57,9 @@ class Solver(abc.ABC):
 
     #: Whether the operator must equal its transpose.
     needs_symmetric: bool = False
+
+    #: How many times that of a zero solution a residual may be before it is called divergence.
+    growth: ClassVar[float] = 1.01
 
     def init(self, operator: LinearOperator) -> State:
         """Prepare for an operator: a factorization, a preconditioner, a step. Reusable."""

@@ -54,6 +54,9 @@ class CG(Iterative):
     preconditioner: PreconditionerLike | None = None
 
     needs_symmetric = True
+    # The error falls at every step in the norm of A; the residual may rise on the way, by at most
+    # the square root of the condition number.
+    growth = 1e4
 
     def init(self, operator: LinearOperator) -> State:
         return prepare(self.preconditioner, operator)

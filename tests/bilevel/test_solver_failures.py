@@ -227,3 +227,13 @@ def test_solvers_for_symmetric_operators_refuse_others(name: str) -> None:
     A = bilevel.Matrix(torch.tensor([[1.0, 2.0], [0.0, 1.0]], dtype=F64))
     with pytest.raises(bilevel.InputError, match="symmetric"):
         bilevel.solve(A, vector(1.0, 1.0), SYMMETRIC[name])
+
+
+def test_a_residual_that_rises_on_the_way_of_cg_is_no_divergence() -> None:
+    operator, b = diagonal(1.0, 1000.0), vector(1.0, 0.1)
+    found = bilevel.solve(operator, b, bilevel.CG(rtol=None, max_steps=1))
+    assert found.result is Result.TRUNCATED
+    assert found.stats.relative_residual > 5
+    # The error is smaller than that of a zero solution, in the norm that CG minimises.
+    error = found.value - vector(1.0, 1e-4)
+    assert float(error @ operator.matvec(error)) < float(vector(1.0, 1e-4) @ b)
