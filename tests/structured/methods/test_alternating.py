@@ -16,6 +16,7 @@ from structured.energies import ChainEnergy, ConvolutionalEnergy
 from structured.methods import CrossEntropy, Learner, Method, from_dict, to_dict
 from structured.methods.infnet import InfNet
 from structured.methods.infnet_plus import InfNetPlus
+from structured.methods.seal import Seal
 from structured.metrics import example_f1
 from structured.models import ModelConfig, Models, build_models
 from structured.named import as_method
@@ -35,6 +36,10 @@ METHODS: dict[str, Method] = {
     "infnet_plus": InfNetPlus(pretrain_epochs=1, network_steps=2),
     "infnet_plus, shared": InfNetPlus("shared", pretrain_epochs=1, weight=0.5),
     "infnet_plus, stacked": InfNetPlus("stacked", detach=False, pretrain_epochs=1),
+    "seal": Seal(pretrain_epochs=1, samples=5),
+    "seal, margin": Seal(energy_loss="margin", pretrain_epochs=1, network_steps=2, energy_steps=3),
+    "seal, value": Seal(energy_loss="value", pretrain_epochs=1),
+    "seal, static": Seal("static", pretrain_epochs=1, energy_epochs=1, samples=5),
 }
 EVERY = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 EVERY_NAME = pytest.mark.parametrize("name", METHODS)
