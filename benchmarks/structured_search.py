@@ -105,6 +105,11 @@ TRIALS: dict[str, tuple[str, dict[str, Any]]] = {
             (0.003, 0.0003, 0.01, 3.0),
         )
     },
+    f"contrastive divergence, {SETTLED}: no cardinality": (
+        f"{CD}, pretrain_lr=0.002, pretrain_epochs=12, inner_lr=0.0002, outer_lr=0.01, "
+        "outer_every=2",
+        {"energy_hidden": [16], "cardinality": 0},
+    ),
     "contrastive divergence": (CD, {}),
     "contrastive divergence, outer rate 5e-3": (f"{CD}, outer_lr=0.005", {}),
     "contrastive divergence, direct": (f"{CD}, outer_lr=0.005, gradient=direct", {}),

@@ -17,10 +17,12 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from structured._atomic import write_atomically, write_json
+from structured.comparison import Comparison
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -90,11 +92,26 @@ def markdown(found: dict[str, Any]) -> str:
         lines.append(
             f"| {record['method']} | " + " | ".join(cells) + f" | {record['epoch_seconds']:.1f} |"
         )
-    lines += ["", "Against cross-entropy under the same decoder, seed by seed:", ""]
-    lines += [
-        f"- {line}" for line in found["verdicts"] if line.startswith(("expected F1", "joint"))
-    ]
+    comparison = Comparison.from_dict(found)
+    lines += ["", "Differences in example-F1, seed by seed, with 95 % intervals over seeds:", ""]
+    lines += ["| | against | " + " | ".join(COLUMNS) + " |", "|---|---|" + "---:|" * len(COLUMNS)]
+    for method in list(found["methods"])[1:]:
+        other = method.replace("implicit-", "direct-")
+        for baseline in [comparison.baseline] + ([other] if other != method else []):
+            gaps = [_gap(comparison, method, baseline, column) for column in COLUMNS]
+            lines.append(f"| {method} | {baseline} | " + " | ".join(gaps) + " |")
     return "\n".join(lines)
+
+
+def _gap(comparison: Comparison, method: str, baseline: str, column: str) -> str:
+    """The difference of two methods under one decoder; bold where the interval leaves out 0."""
+    first = {baseline: comparison.methods[baseline]}
+    gap = replace(comparison, methods=first).difference(method, column)
+    if gap is None:
+        return ""
+    margin = "" if gap.margin is None else f" ± {100 * gap.margin:.2f}"
+    text = f"{100 * gap.mean:+.2f}{margin}"
+    return text if gap.verdict == "no clear difference" else f"**{text}**"
 
 
 def _cell(score: dict[str, Any]) -> str:
@@ -103,14 +120,32 @@ def _cell(score: dict[str, Any]) -> str:
     return f"{100 * score['mean']:.2f}{spread}"
 
 
+def tried(found: dict[str, Any]) -> str:
+    """What the search tried, a row per trial, means over its seeds."""
+    rows: dict[str, list[dict[str, float]]] = {}
+    for trial in found["trials"]:
+        rows.setdefault(trial["trial"], []).append(trial["example_f1"])
+    lines = [
+        "| trial | seeds | " + " | ".join(COLUMNS) + " |",
+        "|---|---:|" + "---:|" * len(COLUMNS),
+    ]
+    for name, scores in sorted(rows.items()):
+        means = [sum(score[column] for score in scores) / len(scores) for column in COLUMNS]
+        cells = " | ".join(f"{mean:.2f}" for mean in means)
+        lines.append(f"| {name} | {len(scores)} | {cells} |")
+    return "\n".join(lines)
+
+
 def page() -> None:
     """Put the table of every results file between its marks in the page."""
     text = PAGE.read_text()
-    for name in TABLES:
-        path = RESULTS / f"structured_{name}.json"
+    files = {name: (f"structured_{name}", markdown) for name in TABLES}
+    files["search"] = ("structured_search_bibtex_split", tried)
+    for name, (file, write) in files.items():
+        path = RESULTS / f"{file}.json"
         if not path.exists():
             continue
-        table = markdown(json.loads(path.read_text()))
+        table = write(json.loads(path.read_text()))
         marks = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
         if not marks.search(text):
             raise SystemExit(f"{PAGE}: has no marks for {name}")
