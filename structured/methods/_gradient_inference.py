@@ -13,7 +13,6 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from structured._space import Space, mirror_dual_step
 from structured.energies import MultiLabelEnergy
@@ -25,21 +24,21 @@ Geometry = Literal["mirror", "projected"]
 
 
 class GlobalTerm(nn.Module):
-    """``E_phi(x, y) = c'softplus(C y)``, the multi-label energy's global term alone.
+    """What couples labels in the multi-label energy: ``c'softplus(C y) + g(sum_i y_i)``.
 
     Args:
-        weight: c at the start, ``[M]``.
-        matrix: C at the start, ``[M, L]``.
+        whole: the energy whose terms these are; they are taken, not copied.
+        smooth: leave out g, which has kinks.
     """
 
-    def __init__(self, weight: Tensor, matrix: Tensor) -> None:
+    def __init__(self, whole: MultiLabelEnergy, *, smooth: bool = False) -> None:
         super().__init__()
-        self.global_weight = nn.Parameter(weight.detach().clone())
-        self.global_matrix = nn.Parameter(matrix.detach().clone())
+        self.global_weight, self.global_matrix = whole.global_weight, whole.global_matrix
+        self.cardinality = None if smooth else whole.cardinality
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return energies of points ``[..., B, L]``, ``[..., B]``; x is not looked at."""
-        return functional.softplus(y @ self.global_matrix.T) @ self.global_weight
+        return MultiLabelEnergy.global_(cast(Any, self), y)
 
     def label_hessian(self, y: Tensor) -> Tensor:
         """Return what `MultiLabelEnergy.label_hessian` does, ``[L, L]``."""
@@ -47,12 +46,11 @@ class GlobalTerm(nn.Module):
 
 
 def build_with_global_term(
-    n_features: int, n_labels: int, config: ModelConfig, seed: int
+    n_features: int, n_labels: int, config: ModelConfig, seed: int, *, smooth: bool = False
 ) -> Models:
-    """Return the common models, but of the energy its global term alone."""
+    """Return the common models, but of the energy what couples labels alone."""
     models = build_models(n_features, n_labels, config, seed)
-    whole = cast(MultiLabelEnergy, models.energy)
-    return replace(models, energy=GlobalTerm(whole.global_weight, whole.global_matrix))
+    return replace(models, energy=GlobalTerm(cast(MultiLabelEnergy, models.energy), smooth=smooth))
 
 
 def joint_energy(

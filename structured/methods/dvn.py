@@ -31,7 +31,8 @@ class DVN(Method):
     """Train ``sigma(-E(x, yhat))`` to be the score of yhat, and predict by climbing it.
 
     The energy is that of `SPEN` with a weight, ``E(x, y) = -w <A(x), y> + E_phi(x, y)``: A is the
-    feature network with its local term and `build` makes E_phi the global term ``c'softplus(C y)``.
+    feature network with its local term and `build` makes E_phi the terms of `MultiLabelEnergy` that
+    couple labels, ``c'softplus(C y) + g(sum_i y_i)``.
 
     Objective: the value loss, cross-entropy between ``sigma(-E(x, yhat))`` and the score ``1 -
     Delta(yhat, y)`` (by default the soft F1) of one point yhat for each example. Half of the
@@ -156,7 +157,7 @@ class DVN(Method):
         )
 
     def build(self, n_features: int, n_labels: int, config: ModelConfig, seed: int) -> Models:
-        """Make the common network, and the global term for an energy."""
+        """Make the common network, and an energy that only couples labels."""
         return build_with_global_term(n_features, n_labels, config, seed)
 
     def energy(self, models: Models, x: Tensor, logits: Tensor) -> EnergyFunction:

@@ -37,8 +37,9 @@ class NCE(Method):
     The network A is trained first, with cross-entropy, and then rests: it is the noise distribution
     ``p_N(y | x)``, a product of Bernoulli variables of exact log-probability, and by default also
     the local term, ``E(x, y) = -log p_A(y | x) + E_phi(x, y)``. Then p is the network's independent
-    labels, tilted by ``e^{-E_phi}``, which `build` makes the global term ``c'softplus(C y)``: what
-    is left to learn is how labels depend on each other.
+    labels, tilted by ``e^{-E_phi}``. `build` makes E_phi the terms of `MultiLabelEnergy` that
+    couple labels, ``c'softplus(C y) + g(sum_i y_i)``: what is left to learn is how labels depend on
+    each other.
 
     Objective: with K samples of the noise, "ranking": minus the log of the softmax of ``-E - log
     p_N`` over gold and samples, at gold; consistent whatever ``Z(x)``. "binary": logistic losses of
@@ -141,7 +142,7 @@ class NCE(Method):
         )
 
     def build(self, n_features: int, n_labels: int, config: ModelConfig, seed: int) -> Models:
-        """Make the common network, and the energy or, if residual, its global term alone."""
+        """Make the common network, and the energy or, if residual, what couples labels alone."""
         make = build_with_global_term if self.residual else build_models
         return make(n_features, n_labels, config, seed)
 

@@ -32,8 +32,9 @@ class SPEN(Method):
     """Train ``E(x, y) = -<A(x), y> + E_phi(x, y)`` with a margin; predict by descending it.
 
     There is no inference network: the network A is the feature network with its local term, as in
-    the paper, and `build` makes E_phi the global term ``c'softplus(C y)`` alone. So SPEN has the
-    encoder that all methods have, and nothing beside it that sees x.
+    the paper, and `build` makes E_phi the terms of `MultiLabelEnergy` that couple labels,
+    ``c'softplus(C y) + g(sum_i y_i)``. So SPEN has the encoder that all methods have, and nothing
+    beside it that sees x.
 
     Objective: the structured hinge ``mean [Delta(yhat, y) - F(yhat) + F(y)]_+`` of the free energy
     ``F(y) = E(x, y) - entropy * H(y)`` at yhat, which approximately minimises ``F - Delta``
@@ -137,7 +138,7 @@ class SPEN(Method):
         return Descent(self.steps, self.rate, self.geometry, self.entropy)
 
     def build(self, n_features: int, n_labels: int, config: ModelConfig, seed: int) -> Models:
-        """Make the common network, and the global term for an energy."""
+        """Make the common network, and an energy that only couples labels."""
         return build_with_global_term(n_features, n_labels, config, seed)
 
     def infer(

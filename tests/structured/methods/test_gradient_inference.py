@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -31,6 +33,11 @@ def test_the_built_energy_is_the_global_term_of_the_common_one_and_the_network_i
     torch.testing.assert_close(own.energy(x, y), common.energy.global_(y))
     torch.testing.assert_close(own.energy.label_hessian(y), common.energy.label_hessian(y))
     assert torch.equal(own.network.eval()(x), common.network.eval()(x))
+
+
+def test_a_smooth_one_does_without_the_term_on_the_number_of_labels() -> None:
+    energy: Any = build_with_global_term(6, 4, CONFIG, 3, smooth=True).energy
+    assert {name for name, _ in energy.named_parameters()} == {"global_weight", "global_matrix"}
 
 
 def test_the_joint_energy_adds_the_weighted_local_term() -> None:

@@ -204,6 +204,12 @@ def test_names_differ() -> None:
     assert len(set(names)) == len(names)
 
 
+def test_an_energy_that_holds_the_network_reweights_its_distribution() -> None:
+    """By definition ``e^{-E}`` is then the network's distribution times ``e^{-E_phi}``."""
+    assert all(method.reweights for method in (SPEN(), EndToEndSPEN(), NCE()))
+    assert not any(method.reweights for method in (DVN(), NCE(residual=False)))
+
+
 BAD: list[tuple[type, dict[str, Any], str]] = [
     (SPEN, {"steps": 0}, "steps: found 0"),
     (SPEN, {"rate": 0.0}, "rate: found 0.0"),
