@@ -14,6 +14,7 @@ from structured import costs
 from structured._state import flatten_state, unflatten_state
 from structured.energies import ChainEnergy, ConvolutionalEnergy
 from structured.methods import CrossEntropy, Learner, Method, from_dict, to_dict
+from structured.methods.alen import ALEN, IALEN
 from structured.methods.infnet import InfNet
 from structured.methods.infnet_plus import InfNetPlus
 from structured.methods.seal import Seal
@@ -40,6 +41,8 @@ METHODS: dict[str, Method] = {
     "seal, margin": Seal(energy_loss="margin", pretrain_epochs=1, network_steps=2, energy_steps=3),
     "seal, value": Seal(energy_loss="value", pretrain_epochs=1),
     "seal, static": Seal("static", pretrain_epochs=1, energy_epochs=1, samples=5),
+    "alen": ALEN(pretrain_epochs=1),
+    "ialen": IALEN(pretrain_epochs=1, network_steps=2),
 }
 EVERY = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 EVERY_NAME = pytest.mark.parametrize("name", METHODS)

@@ -1,0 +1,313 @@
+"""A network that proposes, and an energy that is right nearby: ALEN and iALEN, reconstructed."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from structured import costs
+from structured.methods._alternating import (
+    PRETRAINING,
+    AlternatingLearner,
+    EnergyStart,
+    Optimizers,
+    check_start,
+    check_weights,
+    comparison_figures,
+    energy_of,
+    fixed,
+)
+from structured.methods._gradient_inference import Descent
+from structured.methods._objectives import Compared, Cost, Parameters
+from structured.methods._optimizer import check_count, check_rate, descend, make_optimizer
+from structured.methods.base import Method
+from structured.methods.primaries import Margin
+from structured.methods.registry import register
+from structured.models import Models
+
+JOINT = "joint"
+
+
+@dataclass(frozen=True)
+class _Localized(Method):
+    """What ALEN and iALEN have in common; the options are described with them."""
+
+    energy_weight: float = 1.0
+    ce_weight: float = 1.0
+    network_steps: int = 1
+    pretrain_epochs: int = 10
+    energy_start: EnergyStart = "cross_entropy"
+    pretrain_lr: float = 1e-3
+    network_lr: float = 1e-3
+    energy_lr: float = 1e-3
+    energy_weight_decay: float = 0.0
+    cost: Cost = costs.soft_f1
+
+    def __post_init__(self) -> None:
+        check_weights(self, "energy_weight", "ce_weight", "energy_weight_decay")
+        check_count("network_steps", self.network_steps, 1)
+        check_count("pretrain_epochs", self.pretrain_epochs, 0)
+        for name in ("pretrain_lr", "network_lr", "energy_lr"):
+            check_rate(name, getattr(self, name))
+        check_start(self.energy_start)
+
+    @property
+    @abstractmethod
+    def descent(self) -> Descent | None:
+        """How a proposal is refined; None if it is not."""
+
+    def refine(self, models: Models, x: Tensor, logits: Tensor) -> Tensor:
+        """Return the refined points of proposals, ``[B, *event]``; no gradient passes.
+
+        Args:
+            models: whose energy is descended.
+            x: inputs, ``[B, ...]``.
+            logits: of the proposals, ``[B, *event]``.
+        """
+        energy, descent = energy_of(models), self.descent
+        if descent is None:
+            return models.space.relax(logits.detach())
+        return descent.end(lambda y: energy(x, y), logits, models.space)
+
+    def predict(self, models: Models, x: Tensor) -> Tensor:
+        """Return the network's proposals, refined as in training.
+
+        Args:
+            models: trained, in evaluation mode.
+            x: inputs, ``[B, ...]``.
+
+        Returns:
+            ``[B, *event]``, probabilities for labels; no gradient passes.
+        """
+        with torch.no_grad():
+            return self.refine(models, x, models.network(x))
+
+    def objectives(self, models: Models) -> LocalizedObjectives:
+        """Return what network and energy descend, as functions of phi and outputs."""
+        return LocalizedObjectives(models, self.cost, self.energy_weight, self.ce_weight)
+
+    def learner(
+        self,
+        models: Models,
+        *,
+        steps_per_epoch: int,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+    ) -> LocalizedLearner:
+        return LocalizedLearner(self, models, seed=seed, device=device)
+
+
+@register("alen")
+@dataclass(frozen=True)
+class ALEN(_Localized):
+    """Let a network propose, and a few gradient steps on the energy refine. A RECONSTRUCTION.
+
+    Written from what the paper's abstract and the tables of others say of adversarial localized
+    energy networks; no published code was at hand, and the losses are this package's choice.
+
+    The network descends ``energy_weight E(x, A(x)) + ce_weight CE(A, y)``, the energy fixed. The
+    energy descends the margin ``[Delta(y_T, y) - E(y_T) + E(y)]_+`` at y_T, which `refine_steps`
+    mirror steps of `refine_rate` down the energy lead to from A(x); so it has to be right only near
+    what the network proposes. Predictions are refined the same way.
+
+    *Gradient of the energy:* that of the margin in phi at a fixed y_T, nothing where the hinge is
+    inactive. *Dropped:* both ways phi moves y_T, through the steps (``dy_T/dphi``, what end-to-end
+    training keeps) and through the network (``dA/dphi``). The network's gradient, too, is that of
+    E at its own proposal, not of what the steps make of it.
+
+    Args:
+        energy_weight: of the energy in the network's loss.
+        ce_weight: of cross-entropy in the network's loss.
+        network_steps: steps on the network for one on the energy, on each minibatch.
+        pretrain_epochs: of the network with cross-entropy.
+        energy_start: "cross_entropy" (default) pretrains the energy's local term as a classifier
+            beside the network; "network" makes it minus the pretrained logits and wants equal
+            sizes; "random" leaves it.
+        pretrain_lr: of Adam in pretraining.
+        network_lr: of Adam on the network afterwards.
+        energy_lr: of Adam on the energy.
+        energy_weight_decay: decoupled, of Adam on the energy.
+        cost: Delta, one of `structured.costs` or a function like them.
+        refine_steps: T; with 0 this is `IALEN`, step for step.
+        refine_rate: size of these steps, in logits by unit of gradient.
+
+    Raises:
+        ValueError: if an option does not fit.
+
+    Example:
+        >>> import torch
+        >>> from structured.models import ModelConfig, build_models
+        >>> models = build_models(4, 3, ModelConfig(hidden=(8,), energy_hidden=(8,)), seed=0)
+        >>> learner = ALEN(pretrain_epochs=0).learner(models, steps_per_epoch=10)
+        >>> sorted(learner.step(torch.randn(2, 4), torch.ones(2, 3)))[:4]
+        ['active_hinges', 'auxiliary', 'cross_entropy', 'energy_gap']
+        >>> learner.predict(torch.randn(2, 4)).shape
+        torch.Size([2, 3])
+
+    Reference:
+        Pan, Liu, Yan, Yang & Yang 2020, Adversarial Localized Energy Network for Structured
+        Prediction.
+    """
+
+    refine_steps: int = 3
+    refine_rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("refine_steps", self.refine_steps, 0)
+        check_rate("refine_rate", self.refine_rate)
+
+    @property
+    def name(self) -> str:
+        return "alen"
+
+    @property
+    def descent(self) -> Descent | None:
+        """How a proposal is refined; None without steps."""
+        if not self.refine_steps:
+            return None
+        return Descent(self.refine_steps, self.refine_rate, "mirror", 0.0)
+
+
+@register("ialen")
+@dataclass(frozen=True)
+class IALEN(_Localized):
+    """ALEN without refinement: the network's proposal is the candidate. A RECONSTRUCTION.
+
+    The network descends ``energy_weight E(x, A(x)) + ce_weight CE(A, y)``, the energy fixed; the
+    energy descends the margin ``[Delta(A, y) - E(A) + E(y)]_+``, the network fixed. The network
+    alone predicts. See `ALEN`, of whose options it has all but those of the steps.
+
+    *Gradient of the energy:* that of the margin in phi at a fixed A(x). *Dropped:* the way phi
+    moves A, ``dA/dphi``: it is the direct gradient of `Implicit` with a step of the energy for one
+    of the network.
+
+    Args:
+        energy_weight: of the energy in the network's loss.
+        ce_weight: of cross-entropy in the network's loss.
+        network_steps: steps on the network for one on the energy, on each minibatch.
+        pretrain_epochs: of the network with cross-entropy.
+        energy_start: as for `ALEN`.
+        pretrain_lr: of Adam in pretraining.
+        network_lr: of Adam on the network afterwards.
+        energy_lr: of Adam on the energy.
+        energy_weight_decay: decoupled, of Adam on the energy.
+        cost: Delta, one of `structured.costs` or a function like them.
+
+    Raises:
+        ValueError: if an option does not fit.
+
+    Example:
+        >>> import torch
+        >>> from structured.models import ModelConfig, build_models
+        >>> models = build_models(4, 3, ModelConfig(hidden=(8,), energy_hidden=(8,)), seed=0)
+        >>> learner = IALEN(pretrain_epochs=0).learner(models, steps_per_epoch=10)
+        >>> x = torch.randn(2, 4)
+        >>> _ = learner.step(x, torch.ones(2, 3))
+        >>> bool((learner.predict(x) == models.space.relax(models.network.eval()(x))).all())
+        True
+
+    Reference:
+        Pan, Liu, Yan, Yang & Yang 2020, Adversarial Localized Energy Network for Structured
+        Prediction.
+    """
+
+    @property
+    def name(self) -> str:
+        return "ialen"
+
+    @property
+    def descent(self) -> Descent | None:
+        """None: a proposal is not refined."""
+        return None
+
+
+@dataclass(frozen=True)
+class LocalizedObjectives:
+    """What the network and the energy descend. Pure: phi and outputs come in as arguments.
+
+    Attributes:
+        models: the space, and the module that computes energies.
+        cost: Delta.
+        energy_weight: of the energy in the network's loss.
+        ce_weight: of cross-entropy in the network's loss.
+    """
+
+    models: Models
+    cost: Cost
+    energy_weight: float
+    ce_weight: float
+
+    def network(self, phi: Parameters, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
+        """Return the network's loss, mean over the minibatch."""
+        space = self.models.space
+        values = -self.ce_weight * space.log_prob(logits, y)
+        return (values + self.energy_weight * self._energies(phi, x, space.relax(logits))).mean()
+
+    def compare(
+        self, phi: Parameters, x: Tensor, y: Tensor, logits: Tensor, point: Tensor
+    ) -> Compared:
+        """Evaluate a point beside the gold output."""
+        candidates = point[None]
+        energies = self._energies(phi, x, torch.cat([y[None], candidates]))
+        return Compared(logits, energies[0], energies[1:], self.cost(candidates, y))
+
+    def energy(self, found: Compared) -> Tensor:
+        """Return the margin, mean over the minibatch."""
+        return Margin().loss(found.gold_energy, found.energies, found.costs).mean()
+
+    def _energies(self, phi: Parameters, x: Tensor, points: Tensor) -> Tensor:
+        return functional_call(energy_of(self.models), dict(phi), (x, points))
+
+
+class LocalizedLearner(AlternatingLearner):
+    """See `ALEN` and `IALEN`."""
+
+    def __init__(
+        self, method: _Localized, models: Models, *, seed: int, device: torch.device | str
+    ) -> None:
+        super().__init__(
+            method,
+            models,
+            stages=((PRETRAINING, method.pretrain_epochs), (JOINT, 0)),
+            energy_start=method.energy_start,
+            pretrain_lr=method.pretrain_lr,
+            seed=seed,
+            device=device,
+        )
+        self._method, self._objectives = method, method.objectives(models)
+
+    def _make_optimizers(self, stage: str) -> Optimizers:
+        method = self._method
+        return {
+            "network": make_optimizer("adam", self._theta.values(), method.network_lr),
+            "energy": make_optimizer(
+                "adam", self._phi.values(), method.energy_lr, method.energy_weight_decay
+            ),
+        }
+
+    def _train(self, stage: str, x: Tensor, y: Tensor) -> dict[str, float]:
+        objectives, phi = self._objectives, fixed(self._phi)
+        value = y.new_zeros(())
+        for _ in range(self._method.network_steps):
+            value = objectives.network(phi, x, y, self._logits(x))
+            descend(self._optimizers["network"], value)
+        with torch.no_grad():
+            logits = self._logits(x)
+            point = self._method.refine(self.models, x, logits)
+        found = objectives.compare(self._phi, x, y, logits, point)
+        loss = objectives.energy(found)
+        descend(self._optimizers["energy"], loss)
+        space = self.models.space
+        distance = (point - space.relax(logits)).abs().flatten(start_dim=1).mean()
+        return {
+            "auxiliary": float(value.detach()),
+            "primary": float(loss.detach()),
+            "cross_entropy": float(-space.log_prob(logits, y).mean()),
+            "refined_by": float(distance),
+            **comparison_figures(found),
+        }
