@@ -54,8 +54,7 @@ class InfNetPlus(Method):
             F has a last layer of its own. "stacked": all of A; ``F = sigma(W [A(x); y] + b)``, the
             softmax of it for tags, has a single layer to itself, and costs next to nothing.
         detach: let no gradient of F's term pass to what it shares with A, so that A learns from
-            its own terms alone, whatever is shared. False trains what is shared for both, which on
-            bibtex cost the stacked A two points of F1.
+            its own terms alone, whatever is shared. False trains what is shared for both.
         weight: lam, of the terms of A.
         ce_weight: tau, of A's cross-entropy.
         network_steps: steps on the networks for one on the energy, on each minibatch.
