@@ -89,6 +89,23 @@ def test_a_fixed_point_layer_trains_in_less_memory_than_unrolling_with_the_same_
     assert "gradcheck with Neumann: True" in printed
 
 
+def test_imitation_by_a_fenchel_young_loss_finds_the_controller_and_regression_does_not(
+    tmp_path: Path,
+) -> None:
+    printed, figures = _run("imitation", tmp_path)
+    results = figures["results"]
+    learned = results["Fenchel-Young loss"]
+    assert learned["largest_error"] < 1e-5
+    assert abs(learned["excess_cost"]) < 1e-6
+    for name in ("squared loss, linear", "squared loss, network"):
+        assert results[name]["largest_error"] > 0.1
+        assert results[name]["excess_cost"] > 0.01
+    assert abs(figures["loss"]) < 1e-10
+    assert figures["quadratic_error"] < 1e-5
+    assert figures["gradient_error"] < 1e-4
+    assert "the learned quadratic is the controller's, up to scale" in printed
+
+
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
 def test_every_example_explains_its_options_and_stands_in_the_documentation(
     script: Path, tmp_path: Path
