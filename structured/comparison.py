@@ -192,7 +192,7 @@ class Comparison:
             caption=self.command or None,
             caption_justify="left",
         )
-        table.add_column("method")
+        table.add_column("method", no_wrap=True)
         for name in ("seeds", *COLUMNS, "best epoch", "s / epoch"):
             table.add_column(name, justify="right")
         records = [record for record in self.summary() if record["seeds"]]

@@ -44,13 +44,14 @@ BASE: Settings = {
 PRESETS: Mapping[str, Settings] = {
     "digits": {
         "model": {"hidden": [512, 256], "dropout": 0.3, "input_dropout": 0.1},
-        "training": {"epochs": 40, "batch_size": 64},
+        "training": {"epochs": 40, "batch_size": 64, "monitor": "f1_joint"},
         # Small matrices: a second thread gains nothing, and loses much where the cores are shared.
         "machine": {"threads": 1},
         # Few epochs: the learning rate that takes cross-entropy furthest in them, for all steps.
         "methods": {
             "cross_entropy": "lr=0.003",
-            "implicit": "pretrain_lr=0.003, inner_lr=0.003, outer_lr=0.003",
+            "implicit": "primary=ContrastiveDivergence, primary.samples=20, pretrain_lr=0.003, "
+            "inner_lr=0.003, outer_lr=0.01",
         },
     },
     # The settings of docs/structured/results.md, found by benchmarks/structured_search.py.

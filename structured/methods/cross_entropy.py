@@ -21,8 +21,8 @@ class CrossEntropy(Method):
     """Train the network with cross-entropy, summed over labels (the paper's MBCE).
 
     Args:
-        lr: of Adam.
-        weight_decay: decoupled, of Adam.
+        lr: learning rate of Adam.
+        weight_decay: of Adam, decoupled from the gradient.
 
     Example:
         >>> import torch

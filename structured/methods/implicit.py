@@ -58,21 +58,21 @@ class Implicit(Method):
         gauss_newton: take ``J' (d2 L_A / d logits2)_+ J`` for the Hessian, which cannot be
             indefinite: the curvature of cross-entropy, and of the energy only what is surely
             positive (`Objectives.convex_part`).
-        ce_weight: lam.
+        ce_weight: lam, the weight of cross-entropy in L_A.
         cost_weight: subtract this much of the cost from L_A (cost-augmented inference; the paper
             replaces it by cross-entropy).
-        l2: r.
+        l2: r, the weight of ``||theta||^2`` in L_A.
         sampler: how candidates are drawn, and whether and how gradients pass; None for what the
             primary loss prefers, the soft output or straight-through samples.
         cost: Delta, one of `structured.costs` or a function like them.
-        outer_lr: of Adam on phi.
-        outer_weight_decay: decoupled, of Adam on phi.
-        inner_lr: of the inner optimizer on theta, after pretraining.
+        outer_lr: learning rate of Adam on phi.
+        outer_weight_decay: of Adam on phi, decoupled from the gradient.
+        inner_lr: learning rate of the inner optimizer on theta, after pretraining.
         inner_optimizer: "adam" or "sgd".
         unroll_rate: step size of the plain gradient steps that "unrolled" differentiates; None for
             `inner_lr`.
         pretrain_epochs: with cross-entropy, before the energy is used.
-        pretrain_lr: of Adam in pretraining.
+        pretrain_lr: learning rate of Adam in pretraining.
         implicit_after: so many epochs after pretraining take the direct gradient alone.
         energy_start: how the energy's local term starts: "random" (default) leaves it,
             "cross_entropy" trains it as a classifier beside the network in pretraining (as SPEN

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from structured.commands.specs import parse_method
-from structured.methods import CrossEntropy, Implicit, Value, to_dict
+from structured.methods import ContrastiveDivergence, CrossEntropy, Implicit, Margin, Value, to_dict
 from tests.structured.commands.cli import IMPLICIT
 
 
@@ -24,8 +24,14 @@ def test_options_come_after_those_that_a_data_set_has_of_its_own() -> None:
     assert parse_method("cross_entropy", "digits") == CrossEntropy(lr=0.003)
     assert parse_method("cross_entropy: lr=0.1", "digits") == CrossEntropy(lr=0.1)
     assert parse_method("implicit: inner_steps=2", "digits") == Implicit(
-        pretrain_lr=0.003, inner_lr=0.003, outer_lr=0.003, inner_steps=2
+        primary=ContrastiveDivergence(20),
+        pretrain_lr=0.003,
+        inner_lr=0.003,
+        outer_lr=0.01,
+        inner_steps=2,
     )
+    # An object of another type brings its own defaults.
+    assert parse_method("implicit: primary=Margin", "digits").primary == Margin()  # type: ignore[attr-defined]
 
 
 def test_a_method_is_a_file_of_a_method_or_of_a_run(trained: Path, tmp_path: Path) -> None:
