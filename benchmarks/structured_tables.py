@@ -6,7 +6,8 @@
     python benchmarks/structured_tables.py --page       # write the tables of the JSON into the page
 
 Each run is in ``runs/tables/NAME``; a table that is stopped goes on where it was. The results are
-copied to ``benchmarks/results/structured_NAME.json`` after the last run.
+copied to ``benchmarks/results/structured_NAME.json`` after the last run, or with --keep those of
+the seeds that all methods have done.
 """
 
 from __future__ import annotations
@@ -73,8 +74,19 @@ def make(name: str, runs: Path) -> None:
     resume = ["--resume"] if (folder / "comparison.json").exists() or folder.exists() else []
     words = [sys.executable, "-m", *command(name), "--output", str(folder), *resume]
     subprocess.run(words, check=True)
-    found = json.loads((folder / "comparison.json").read_text())
-    write_json(RESULTS / f"structured_{name}.json", found | {"command": shlex.join(command(name))})
+    keep(name, runs)
+
+
+def keep(name: str, runs: Path) -> None:
+    """Copy the results of the seeds that all methods have done."""
+    found = Comparison.from_dict(json.loads((runs / name / "comparison.json").read_text()))
+    done = [set(found.scores(method, COLUMNS[0])) for method in found.methods]
+    seeds = tuple(sorted(set.intersection(*done)))
+    kept = tuple(run for run in found.runs if run.seed in seeds)
+    words = command(name)
+    words[words.index("--seeds") + 1] = str(len(seeds))
+    result = replace(found, seeds=seeds, runs=kept, command=shlex.join(words))
+    write_json(RESULTS / f"structured_{name}.json", result.to_dict())
 
 
 def markdown(found: dict[str, Any]) -> str:
@@ -160,12 +172,13 @@ def main() -> None:
     )
     parser.add_argument("table", nargs="?", choices=TABLES)
     parser.add_argument("--page", action="store_true", help="write the page from the JSON files")
+    parser.add_argument("--keep", action="store_true", help="keep the seeds done; run nothing")
     parser.add_argument("--runs", type=Path, default=Path("runs/tables"), help="where the runs are")
     options = parser.parse_args()
     if options.table is None and not options.page:
         parser.error("name a table, or --page")
     if options.table is not None:
-        make(options.table, options.runs)
+        (keep if options.keep else make)(options.table, options.runs)
     if options.page:
         page()
 
