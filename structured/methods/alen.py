@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from dataclasses import dataclass
 
 import torch
@@ -32,9 +31,48 @@ from structured.models import Models
 JOINT = "joint"
 
 
+@register("ialen")
 @dataclass(frozen=True)
-class _Localized(Method):
-    """What ALEN and iALEN have in common; the options are described with them."""
+class IALEN(Method):
+    """ALEN without refinement: the network's proposal is the candidate. A RECONSTRUCTION.
+
+    The network descends ``energy_weight E(x, A(x)) + ce_weight CE(A, y)``, the energy fixed; the
+    energy descends the margin ``[Delta(A, y) - E(A) + E(y)]_+``, the network fixed. The network
+    alone predicts. See `ALEN`, of whose options it has all but those of the steps.
+
+    *Gradient of the energy:* that of the margin in phi at a fixed A(x). *Dropped:* the way phi
+    moves A, ``dA/dphi``: it is the direct gradient of `Implicit` with a step of the energy for one
+    of the network.
+
+    Args:
+        energy_weight: of the energy in the network's loss.
+        ce_weight: of cross-entropy in the network's loss.
+        network_steps: steps on the network for one on the energy, on each minibatch.
+        pretrain_epochs: of the network with cross-entropy.
+        energy_start: as for `ALEN`.
+        pretrain_lr: of Adam in pretraining.
+        network_lr: of Adam on the network afterwards.
+        energy_lr: of Adam on the energy.
+        energy_weight_decay: decoupled, of Adam on the energy.
+        cost: Delta, one of `structured.costs` or a function like them.
+
+    Raises:
+        ValueError: if an option does not fit.
+
+    Example:
+        >>> import torch
+        >>> from structured.models import ModelConfig, build_models
+        >>> models = build_models(4, 3, ModelConfig(hidden=(8,), energy_hidden=(8,)), seed=0)
+        >>> learner = IALEN(pretrain_epochs=0).learner(models, steps_per_epoch=10)
+        >>> x = torch.randn(2, 4)
+        >>> _ = learner.step(x, torch.ones(2, 3))
+        >>> bool((learner.predict(x) == models.space.relax(models.network.eval()(x))).all())
+        True
+
+    Reference:
+        Pan, Liu, Yan, Yang & Yang 2020, Adversarial Localized Energy Network for Structured
+        Prediction.
+    """
 
     energy_weight: float = 1.0
     ce_weight: float = 1.0
@@ -56,9 +94,13 @@ class _Localized(Method):
         check_start(self.energy_start)
 
     @property
-    @abstractmethod
+    def name(self) -> str:
+        return "ialen"
+
+    @property
     def descent(self) -> Descent | None:
-        """How a proposal is refined; None if it is not."""
+        """How a proposal is refined: here it is not."""
+        return None
 
     def refine(self, models: Models, x: Tensor, logits: Tensor) -> Tensor:
         """Return the refined points of proposals, ``[B, *event]``; no gradient passes.
@@ -103,7 +145,7 @@ class _Localized(Method):
 
 @register("alen")
 @dataclass(frozen=True)
-class ALEN(_Localized):
+class ALEN(IALEN):
     """Let a network propose, and a few gradient steps on the energy refine. A RECONSTRUCTION.
 
     Written from what the paper's abstract and the tables of others say of adversarial localized
@@ -173,59 +215,6 @@ class ALEN(_Localized):
         return Descent(self.refine_steps, self.refine_rate, "mirror", 0.0)
 
 
-@register("ialen")
-@dataclass(frozen=True)
-class IALEN(_Localized):
-    """ALEN without refinement: the network's proposal is the candidate. A RECONSTRUCTION.
-
-    The network descends ``energy_weight E(x, A(x)) + ce_weight CE(A, y)``, the energy fixed; the
-    energy descends the margin ``[Delta(A, y) - E(A) + E(y)]_+``, the network fixed. The network
-    alone predicts. See `ALEN`, of whose options it has all but those of the steps.
-
-    *Gradient of the energy:* that of the margin in phi at a fixed A(x). *Dropped:* the way phi
-    moves A, ``dA/dphi``: it is the direct gradient of `Implicit` with a step of the energy for one
-    of the network.
-
-    Args:
-        energy_weight: of the energy in the network's loss.
-        ce_weight: of cross-entropy in the network's loss.
-        network_steps: steps on the network for one on the energy, on each minibatch.
-        pretrain_epochs: of the network with cross-entropy.
-        energy_start: as for `ALEN`.
-        pretrain_lr: of Adam in pretraining.
-        network_lr: of Adam on the network afterwards.
-        energy_lr: of Adam on the energy.
-        energy_weight_decay: decoupled, of Adam on the energy.
-        cost: Delta, one of `structured.costs` or a function like them.
-
-    Raises:
-        ValueError: if an option does not fit.
-
-    Example:
-        >>> import torch
-        >>> from structured.models import ModelConfig, build_models
-        >>> models = build_models(4, 3, ModelConfig(hidden=(8,), energy_hidden=(8,)), seed=0)
-        >>> learner = IALEN(pretrain_epochs=0).learner(models, steps_per_epoch=10)
-        >>> x = torch.randn(2, 4)
-        >>> _ = learner.step(x, torch.ones(2, 3))
-        >>> bool((learner.predict(x) == models.space.relax(models.network.eval()(x))).all())
-        True
-
-    Reference:
-        Pan, Liu, Yan, Yang & Yang 2020, Adversarial Localized Energy Network for Structured
-        Prediction.
-    """
-
-    @property
-    def name(self) -> str:
-        return "ialen"
-
-    @property
-    def descent(self) -> Descent | None:
-        """None: a proposal is not refined."""
-        return None
-
-
 @dataclass(frozen=True)
 class LocalizedObjectives:
     """What the network and the energy descend. Pure: phi and outputs come in as arguments.
@@ -268,7 +257,7 @@ class LocalizedLearner(AlternatingLearner):
     """See `ALEN` and `IALEN`."""
 
     def __init__(
-        self, method: _Localized, models: Models, *, seed: int, device: torch.device | str
+        self, method: IALEN, models: Models, *, seed: int, device: torch.device | str
     ) -> None:
         super().__init__(
             method,
