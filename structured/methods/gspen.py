@@ -26,6 +26,9 @@ from structured.models import ModelConfig, Models
 
 InferenceName = Literal["mirror", "frank_wolfe"]
 
+# From this share of the loss on, the distance of inference from its end is worth a word.
+_NOTICEABLE_GAP = 0.1
+
 
 @register("gspen")
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class GSPEN(Method):
         entropy: weight of the entropy; the paper's 0.1. Only its ratio to `margin` matters.
         inference: "mirror" (structured entropic mirror ascent by sum-product) or "frank_wolfe"
             (vertices by max-product on the tree, by a linear program an example elsewhere).
-        steps: of inference.
+        steps: of inference; Frank and Wolfe's takes many more, some hundred.
         rate: step size of mirror ascent.
         iterations: the most that sum-product takes in each step.
         pretrain_epochs: with cross-entropy, at least 1: pairs are counted meanwhile.
@@ -221,7 +224,7 @@ class GSPENLearner(Learner):
 
     @property
     def notice(self) -> str:
-        return ""
+        return self._notice
 
     def step(self, x: Tensor, y: Tensor) -> dict[str, float]:
         network = self.models.network
@@ -235,11 +238,23 @@ class GSPENLearner(Learner):
         found = self._method.infer(self.models, logits, y)
         loss = self._method.loss(self.models, logits, y, found.point).mean()
         descend(self._optimizer, loss)
-        return {
+        figures = {
             "structured_loss": float(loss.detach()),
             "inner_gap": self._method.entropy * float(found.gap.mean()),
             "largest_gap": self._method.entropy * float(found.gap.max()),
         }
+        self._notice = self._say(figures)
+        return figures
+
+    @staticmethod
+    def _say(figures: dict[str, float]) -> str:
+        gap, value = figures["inner_gap"], figures["structured_loss"]
+        if gap <= _NOTICEABLE_GAP * value:
+            return ""
+        return (
+            f"Inference ends {gap:.1e} from its optimum (its bound), the loss being {value:.1e}, "
+            'so that the gradient is off; take more steps, or inference="mirror".'
+        )
 
     def _pretrain(self, logits: Tensor, y: Tensor) -> dict[str, float]:
         self._together += y.T @ y
@@ -250,6 +265,7 @@ class GSPENLearner(Learner):
 
     def _begin(self) -> None:
         method, network = self._method, self.models.network
+        self._notice = ""
         self._connected = False
         self._pretraining = make_optimizer("adam", network.parameters(), method.pretrain_lr)
         self._optimizer = make_optimizer(

@@ -91,6 +91,18 @@ def test_it_pretrains_then_chooses_pairs_and_trains_all_together(method: GSPEN) 
     assert [1, 2] in pairs
     by_pair = dict(zip(map(tuple, pairs), energy.couplings.tolist(), strict=True))
     assert by_pair[0, 4] > 0 > by_pair[1, 2]
+    if method.inference == "mirror":
+        assert learner.notice == ""
+
+
+def test_inference_that_ends_early_is_noticed() -> None:
+    learner = start(GSPEN(inference="frank_wolfe", steps=1, pretrain_epochs=1))
+    run(learner, 1)
+    assert learner.notice == ""
+    figures = learner.step(*batches(1)[0])
+    assert figures["inner_gap"] > 0.1 * figures["structured_loss"]
+    assert "take more steps" in learner.notice
+    learner.load_state_dict(learner.state_dict())
     assert learner.notice == ""
 
 
