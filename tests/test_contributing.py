@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def smoothed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[type[Method]]
     registry._REGISTERED.update(before)
 
 
-def test_it_learns(smoothed: type[Method]) -> None:
+def test_it_learns(smoothed: Any) -> None:
     config = TrainConfig(epochs=20, batch_size=16, patience=None, device="cpu")
     result = train(smoothed(lr=0.01), TRAINING, VALIDATION, config, model=MODEL, progress=False)
     first, last = result.history[0]["cross_entropy"], result.history[-1]["cross_entropy"]
@@ -46,7 +47,7 @@ def test_it_learns(smoothed: type[Method]) -> None:
 
 
 def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_bits(
-    smoothed: type[Method], tmp_path: Path
+    smoothed: Any, tmp_path: Path
 ) -> None:
     config = TrainConfig(epochs=3, batch_size=16, device="cpu", checkpoint_seconds=0.0)
 
@@ -67,18 +68,18 @@ def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_bits(
     assert bool((resumed.predict(VALIDATION.X) == whole.predict(VALIDATION.X)).all())
 
 
-def test_it_is_written_down_and_read_again(smoothed: type[Method]) -> None:
+def test_it_is_written_down_and_read_again(smoothed: Any) -> None:
     assert from_dict(to_dict(smoothed(amount=0.3))) == smoothed(amount=0.3)
 
 
-def test_the_estimator_knows_it_by_name(smoothed: type[Method]) -> None:
+def test_the_estimator_knows_it_by_name(smoothed: Any) -> None:
     generator = np.random.default_rng(0)
     X, y = generator.random((40, 5)), generator.integers(0, 2, (40, 3))
     found = MultiLabelClassifier("smoothed", hidden=(4,), epochs=1, device="cpu").fit(X, y)
     assert found.predict(X).shape == (40, 3)
 
 
-def test_the_command_line_lists_it_with_its_options(smoothed: type[Method]) -> None:
+def test_the_command_line_lists_it_with_its_options(smoothed: Any) -> None:
     found = CliRunner().invoke(app, ["methods", "smoothed"], env={"NO_COLOR": "1"})
     assert found.exit_code == 0
     for option in ("amount", "lr"):
