@@ -52,6 +52,13 @@ PRESETS: Mapping[str, Settings] = {
             "cross_entropy": "lr=0.003",
             "implicit": "primary=ContrastiveDivergence, primary.samples=20, pretrain_lr=0.003, "
             "inner_lr=0.003, outer_lr=0.01",
+            "fenchel_young": "lr=0.003, energy_lr=0.003",
+            "gspen": "pretrain_lr=0.003, lr=0.003, energy_lr=0.003",
+            "infnet": "pretrain_lr=0.003, network_lr=0.003",
+            "infnet_plus": "pretrain_lr=0.003, network_lr=0.003, energy_lr=0.003",
+            "seal": "pretrain_lr=0.003, network_lr=0.003, energy_lr=0.003",
+            "alen": "pretrain_lr=0.003, network_lr=0.003, energy_lr=0.003",
+            "ialen": "pretrain_lr=0.003, network_lr=0.003, energy_lr=0.003",
         },
     },
     # The settings of docs/structured/results.md, found by benchmarks/structured_search.py.

@@ -4,27 +4,48 @@ A method is a frozen dataclass of numbers and small objects. `Method.learner` st
 which takes minibatches and can be saved and restored.
 """
 
+from structured.methods.alen import ALEN, IALEN
 from structured.methods.base import Learner, Method
 from structured.methods.cross_entropy import CrossEntropy, CrossEntropyLearner
 from structured.methods.description import from_dict, to_dict
+from structured.methods.dvn import DVN
+from structured.methods.fenchel_young import FenchelYoung
 from structured.methods.figures import TrustLimits
+from structured.methods.gspen import GSPEN
 from structured.methods.hypergradient import NoAdjoint, UnrolledProblem, unroll
 from structured.methods.implicit import Implicit
 from structured.methods.implicit_learner import ImplicitLearner
+from structured.methods.infnet import InfNet
+from structured.methods.infnet_plus import InfNetPlus
+from structured.methods.nce import NCE
 from structured.methods.primaries import ContrastiveDivergence, Margin, Primary, Value
 from structured.methods.registry import known, register
+from structured.methods.seal import Seal
+from structured.methods.spen import SPEN
+from structured.methods.spen_e2e import EndToEndSPEN
 
 __all__ = [
+    "ALEN",
+    "DVN",
+    "GSPEN",
+    "IALEN",
+    "NCE",
+    "SPEN",
     "ContrastiveDivergence",
     "CrossEntropy",
     "CrossEntropyLearner",
+    "EndToEndSPEN",
+    "FenchelYoung",
     "Implicit",
     "ImplicitLearner",
+    "InfNet",
+    "InfNetPlus",
     "Learner",
     "Margin",
     "Method",
     "NoAdjoint",
     "Primary",
+    "Seal",
     "TrustLimits",
     "UnrolledProblem",
     "Value",

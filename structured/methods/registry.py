@@ -50,7 +50,12 @@ def register(key: str) -> Callable[[M], M]:
 
 
 def known() -> Mapping[str, type[Method]]:
-    """Return short name -> method, of all files of `structured.methods` and of the caller's own."""
+    """Return short name -> method, of all files of `structured.methods` and of the caller's own.
+
+    The baseline and the implicit method come first, the others by name.
+    """
     for module in pkgutil.iter_modules(structured.methods.__path__):
         importlib.import_module(f"structured.methods.{module.name}")
-    return MappingProxyType(_REGISTERED)
+    first = ("cross_entropy", "implicit")
+    others = sorted(_REGISTERED.keys() - set(first))
+    return MappingProxyType({key: _REGISTERED[key] for key in (*first, *others)})
