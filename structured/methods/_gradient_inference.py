@@ -24,17 +24,17 @@ Geometry = Literal["mirror", "projected"]
 
 
 class GlobalTerm(nn.Module):
-    """What couples labels in the multi-label energy: ``c'softplus(C y) + g(sum_i y_i)``.
+    """What couples labels in the multi-label energy: ``c'softplus(C y)``, and ``g(sum_i y_i)``.
 
     Args:
         whole: the energy whose terms these are; they are taken, not copied.
-        smooth: leave out g, which has kinks.
+        counts: whether g is there, which has kinks.
     """
 
-    def __init__(self, whole: MultiLabelEnergy, *, smooth: bool = False) -> None:
+    def __init__(self, whole: MultiLabelEnergy, *, counts: bool) -> None:
         super().__init__()
         self.global_weight, self.global_matrix = whole.global_weight, whole.global_matrix
-        self.cardinality = None if smooth else whole.cardinality
+        self.cardinality = whole.cardinality if counts else None
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return energies of points ``[..., B, L]``, ``[..., B]``; x is not looked at."""
@@ -46,11 +46,11 @@ class GlobalTerm(nn.Module):
 
 
 def build_with_global_term(
-    n_features: int, n_labels: int, config: ModelConfig, seed: int, *, smooth: bool = False
+    n_features: int, n_labels: int, config: ModelConfig, seed: int, *, counts: bool = False
 ) -> Models:
     """Return the common models, but of the energy what couples labels alone."""
     models = build_models(n_features, n_labels, config, seed)
-    return replace(models, energy=GlobalTerm(cast(MultiLabelEnergy, models.energy), smooth=smooth))
+    return replace(models, energy=GlobalTerm(cast(MultiLabelEnergy, models.energy), counts=counts))
 
 
 def joint_energy(

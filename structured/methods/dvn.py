@@ -31,8 +31,7 @@ class DVN(Method):
     """Train ``sigma(-E(x, yhat))`` to be the score of yhat, and predict by climbing it.
 
     The energy is that of `SPEN` with a weight, ``E(x, y) = -w <A(x), y> + E_phi(x, y)``: A is the
-    feature network with its local term and `build` makes E_phi the terms of `MultiLabelEnergy` that
-    couple labels, ``c'softplus(C y) + g(sum_i y_i)``.
+    feature network with its local term and `build` makes E_phi the global term ``c'softplus(C y)``.
 
     Objective: the value loss, cross-entropy between ``sigma(-E(x, yhat))`` and the score ``1 -
     Delta(yhat, y)`` (by default the soft F1) of one point yhat for each example. Half of the

@@ -95,7 +95,7 @@ class NCE(Method):
     residual: bool = True
     pretrain_epochs: int = 20
     pretrain_lr: float = 1e-3
-    lr: float = 1e-3
+    lr: float = 1e-2
     weight_decay: float = 0.0
     max_norm: float | None = None
     prediction: Prediction = "marginals"
@@ -143,8 +143,9 @@ class NCE(Method):
 
     def build(self, n_features: int, n_labels: int, config: ModelConfig, seed: int) -> Models:
         """Make the common network, and the energy or, if residual, what couples labels alone."""
-        make = build_with_global_term if self.residual else build_models
-        return make(n_features, n_labels, config, seed)
+        if self.residual:
+            return build_with_global_term(n_features, n_labels, config, seed, counts=True)
+        return build_models(n_features, n_labels, config, seed)
 
     def energies(self, models: Models, x: Tensor, logits: Tensor, y: Tensor) -> Tensor:
         """Return E(x, y), ``[..., B]``, of points ``[..., B, *event]``, given A(x)."""

@@ -32,9 +32,8 @@ class SPEN(Method):
     """Train ``E(x, y) = -<A(x), y> + E_phi(x, y)`` with a margin; predict by descending it.
 
     There is no inference network: the network A is the feature network with its local term, as in
-    the paper, and `build` makes E_phi the terms of `MultiLabelEnergy` that couple labels,
-    ``c'softplus(C y) + g(sum_i y_i)``. So SPEN has the encoder that all methods have, and nothing
-    beside it that sees x.
+    the paper, and `build` makes E_phi the global term ``c'softplus(C y)`` alone. So SPEN has the
+    encoder that all methods have, and nothing beside it that sees x.
 
     Objective: the structured hinge ``mean [Delta(yhat, y) - F(yhat) + F(y)]_+`` of the free energy
     ``F(y) = E(x, y) - entropy * H(y)`` at yhat, which approximately minimises ``F - Delta``

@@ -40,9 +40,8 @@ class EndToEndSPEN(Method):
     """Train an energy by the cross-entropy of what its own gradient inference predicts.
 
     The energy is that of `SPEN`, ``E(x, y) = -<A(x), y> + E_phi(x, y)``: A is the feature network
-    with its local term and `build` makes E_phi the global term ``c'softplus(C y)``, without the
-    term on the number of labels, which has kinks. Inference descends the free energy ``E - entropy
-    * H`` for `steps` steps; prediction does the same.
+    with its local term and `build` makes E_phi the global term ``c'softplus(C y)``. Inference
+    descends the free energy ``E - entropy * H`` for `steps` steps; prediction does the same.
 
     Objective: ``mean CE(y_T, y)`` of the last point, or the mean over all points with weights
     proportional to ``1 / (T - t + 1)``.
@@ -155,7 +154,7 @@ class EndToEndSPEN(Method):
 
     def build(self, n_features: int, n_labels: int, config: ModelConfig, seed: int) -> Models:
         """Make the common network, and an energy that only couples labels."""
-        return build_with_global_term(n_features, n_labels, config, seed, smooth=True)
+        return build_with_global_term(n_features, n_labels, config, seed)
 
     def predict(self, models: Models, x: Tensor) -> Tensor:
         """Return where the descent of the free energy ends, ``[B, *event]``."""

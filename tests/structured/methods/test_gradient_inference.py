@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from structured import inference
-from structured.energies import MultiLabelEnergy
 from structured.methods._gradient_inference import (
     Descent,
     GlobalTerm,
@@ -23,21 +22,21 @@ from structured.spaces import Labels, Tags
 CONFIG = ModelConfig(hidden=(5,), energy_hidden=(4,), global_size=3)
 
 
-def test_the_built_energy_is_the_global_term_of_the_common_one_and_the_network_is_the_same() -> (
-    None
-):
-    own, common = (make(6, 4, CONFIG, 3) for make in (build_with_global_term, build_models))
+@pytest.mark.parametrize("counts", [False, True])
+def test_the_built_energy_is_what_couples_labels_in_the_common_one_beside_the_same_network(
+    counts: bool,
+) -> None:
+    own: Any = build_with_global_term(6, 4, CONFIG, 3, counts=counts)
+    common: Any = build_models(6, 4, CONFIG, 3)
     assert isinstance(own.energy, GlobalTerm)
-    assert isinstance(common.energy, MultiLabelEnergy)
+    assert (own.energy.cardinality is not None) == counts
     x, y = torch.randn(2, 6), torch.rand(5, 2, 4)
+    for energy in (own.energy, common.energy):
+        if counts:
+            energy.cardinality.values.data = torch.tensor([3.0, 0.0, 1.0, 1.5, 2.0])
     torch.testing.assert_close(own.energy(x, y), common.energy.global_(y))
     torch.testing.assert_close(own.energy.label_hessian(y), common.energy.label_hessian(y))
     assert torch.equal(own.network.eval()(x), common.network.eval()(x))
-
-
-def test_a_smooth_one_does_without_the_term_on_the_number_of_labels() -> None:
-    energy: Any = build_with_global_term(6, 4, CONFIG, 3, smooth=True).energy
-    assert {name for name, _ in energy.named_parameters()} == {"global_weight", "global_matrix"}
 
 
 def test_the_joint_energy_adds_the_weighted_local_term() -> None:
