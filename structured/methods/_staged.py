@@ -53,7 +53,8 @@ class StagedLearner(Learner):
         method: whose run it is.
         models: what is trained; they need an energy.
         stages: in their order; the last one has no end.
-        max_norm: clip the norm of the gradient of all that moves; None does not.
+        max_norm: clip the norm of the gradient of all that moves, but not in pretraining, which is
+            the training of `CrossEntropy` step for step; None does not.
         seed: of all noise.
         device: where the parameters and the minibatches are.
     """
@@ -100,7 +101,7 @@ class StagedLearner(Learner):
         gradients = torch.autograd.grad(loss, leaves, materialize_grads=True)
         for leaf, gradient in zip(leaves, gradients, strict=True):
             leaf.grad = gradient
-        if self._max_norm is not None:
+        if self._max_norm is not None and stage.name != PRETRAINING:
             nn.utils.clip_grad_norm_(leaves, self._max_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)

@@ -65,7 +65,7 @@ class DVN(Method):
         pretrain_epochs: of the network, with cross-entropy; 0 in the published code, which takes
             315 epochs to learn values from nothing on bibtex.
         pretrain_lr: of Adam in pretraining.
-        max_norm: clip the norm of the gradient; None does not.
+        max_norm: clip the norm of the gradient after pretraining; None does not.
 
     Raises:
         ValueError: if an option does not fit.

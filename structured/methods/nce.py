@@ -93,7 +93,7 @@ class NCE(Method):
     noise: Noise = "network"
     samples: int = 40
     residual: bool = True
-    pretrain_epochs: int = 20
+    pretrain_epochs: int = 10
     pretrain_lr: float = 1e-3
     lr: float = 1e-2
     weight_decay: float = 0.0

@@ -63,7 +63,7 @@ class SPEN(Method):
         start: where inference starts: "network", its prediction, or "centre", as published.
         cost: Delta, one of `structured.costs` or a function like them.
         cost_weight: multiplies Delta.
-        max_norm: clip the norm of the gradient.
+        max_norm: clip the norm of the gradient after pretraining; 1 in the published code.
 
     Raises:
         ValueError: if an option does not fit.
@@ -82,7 +82,7 @@ class SPEN(Method):
         their code, https://github.com/davidBelanger/SPEN.
     """
 
-    pretrain_epochs: int = 20
+    pretrain_epochs: int = 10
     energy_epochs: int = 5
     pretrain_lr: float = 1e-3
     energy_lr: float = 1e-3

@@ -75,7 +75,7 @@ class EndToEndSPEN(Method):
         energy_lr: of Adam in the second stage.
         lr: of Adam in the last stage, where both move.
         weight_decay: decoupled, of Adam after pretraining.
-        max_norm: clip the norm of the gradient; 1 in the published code.
+        max_norm: clip the norm of the gradient after pretraining; 1 in the published code.
 
     Raises:
         ValueError: if an option does not fit.
@@ -102,7 +102,7 @@ class EndToEndSPEN(Method):
     start: Start = "network"
     iterates: Iterates = "last"
     solver: bilevel.Solver = field(default_factory=lambda: bilevel.GMRES(rtol=None, max_steps=8))
-    pretrain_epochs: int = 20
+    pretrain_epochs: int = 10
     energy_epochs: int = 5
     pretrain_lr: float = 1e-3
     energy_lr: float = 1e-3

@@ -28,12 +28,14 @@ def test_the_built_energy_is_what_couples_labels_in_the_common_one_beside_the_sa
 ) -> None:
     own: Any = build_with_global_term(6, 4, CONFIG, 3, counts=counts)
     common: Any = build_models(6, 4, CONFIG, 3)
-    assert isinstance(own.energy, GlobalTerm)
+    kind = type(own.energy)
+    assert kind is GlobalTerm
     assert (own.energy.cardinality is not None) == counts
     x, y = torch.randn(2, 6), torch.rand(5, 2, 4)
-    for energy in (own.energy, common.energy):
-        if counts:
-            energy.cardinality.values.data = torch.tensor([3.0, 0.0, 1.0, 1.5, 2.0])
+    if counts:
+        values = torch.tensor([3.0, 0.0, 1.0, 1.5, 2.0])
+        for energy in (own.energy, common.energy):
+            energy.cardinality.values.data = values
     torch.testing.assert_close(own.energy(x, y), common.energy.global_(y))
     torch.testing.assert_close(own.energy.label_hessian(y), common.energy.label_hessian(y))
     assert torch.equal(own.network.eval()(x), common.network.eval()(x))

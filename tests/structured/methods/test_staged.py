@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,7 @@ from torch import Tensor
 from structured import costs
 from structured._state import flatten_state, unflatten_state
 from structured.energies import ChainEnergy, ConvolutionalEnergy
-from structured.methods import Method, from_dict, to_dict
+from structured.methods import CrossEntropy, Method, from_dict, to_dict
 from structured.methods.dvn import DVN
 from structured.methods.nce import NCE
 from structured.methods.spen import SPEN
@@ -87,6 +88,14 @@ def test_in_each_stage_what_is_to_move_moves_and_nothing_else_does(method: Any) 
         assert moved == expected[phase], phase
         seen.add(phase)
     assert seen == set(expected)
+
+
+@each_method
+def test_pretraining_is_cross_entropy_training_step_for_step(method: Any) -> None:
+    learner, plain = start(replace(method, pretrain_epochs=2)), start(CrossEntropy())
+    expected = [figures["cross_entropy"] for figures in run(plain, 2)]
+    assert [figures["cross_entropy"] for figures in run(learner, 2)] == expected
+    assert same(learner.models.network, plain.models.network)
 
 
 @pytest.mark.parametrize("epochs", [0, 1, 2])
