@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -22,6 +23,11 @@ class Method(ABC):
     """Whether the energy corrects the network's distribution: ``p(y | x) ~ A(y | x) e^{-E(x, y)}``.
 
     Then `structured.joint.JointExpectedF1` can decode with both; where not, labels are independent.
+    """
+
+    search_space: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    """Option -> the values a search on validation data draws from; a dot reaches into a part, as in
+    ``primary.samples``.
     """
 
     @property
