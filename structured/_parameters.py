@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 
@@ -27,31 +28,41 @@ def nested_fields(name: str, value: Any) -> dict[str, Any]:
     return found
 
 
-def with_field(value: Any, path: str, new: Any, *, name: str) -> Any:
-    """Return a copy of a frozen dataclass with one field, maybe of a field, replaced.
+def with_fields(value: Any, new: Mapping[str, Any], *, name: str, separator: str = "__") -> Any:
+    """Return a copy of a frozen dataclass with some fields, maybe of fields, replaced at once.
 
     Args:
         value: The dataclass instance.
-        path: The field's name, `a__b` for the field b of the field a.
-        new: Its new value.
+        new: Path -> value, `a__b` being the field b of the field a; where a is replaced, too, of
+            the new one. Only what comes out of all of them together has to fit.
         name: What `value` is called, for the error.
+        separator: Between the names of a path.
 
     Raises:
-        ValueError: There is no such field, or the dataclass refuses the value.
+        ValueError: There is no such field, or the dataclass refuses the values.
 
     Example:
         >>> from structured.decoding import Threshold
-        >>> with_field(Threshold(0.4), "value", 0.3, name="decoder")
+        >>> with_fields(Threshold(0.4), {"value": 0.3}, name="decoder")
         Threshold(value=0.3)
     """
-    first, _, rest = path.partition("__")
     fields: list[str] = []
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = [field.name for field in dataclasses.fields(value)]
-    if first not in fields:
-        there = f"it has {', '.join(fields)}" if fields else "it has none"
-        raise ValueError(f"{name}: {value!r} has no field {first!r}; {there}")
-    if rest:
-        new = with_field(getattr(value, first), rest, new, name=f"{name}__{first}")
-    changed: Any = dataclasses.replace  # which wants a type that `is_dataclass` does not give
-    return changed(value, **{first: new})
+    changed: dict[str, Any] = {}
+    within: dict[str, dict[str, Any]] = {}
+    for path, item in new.items():
+        first, deeper, rest = path.partition(separator)
+        if first not in fields:
+            there = f"it has {', '.join(fields)}" if fields else "it has none"
+            raise ValueError(f"{name}: {value!r} has no field {first!r}; {there}")
+        if deeper:
+            within.setdefault(first, {})[rest] = item
+        else:
+            changed[first] = item
+    for first, paths in within.items():
+        part = changed.get(first, getattr(value, first))
+        place = f"{name}{separator}{first}"
+        changed[first] = with_fields(part, paths, name=place, separator=separator)
+    replace: Any = dataclasses.replace  # which wants a type that `is_dataclass` does not give
+    return replace(value, **changed)

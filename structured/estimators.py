@@ -20,7 +20,7 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from structured._parameters import nested_fields, with_field
+from structured._parameters import nested_fields, with_fields
 from structured.costs import soft_f1
 from structured.data import MultiLabelData, carve
 from structured.decoding import Decoder
@@ -170,12 +170,15 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         """
         nested = {key: value for key, value in params.items() if "__" in key}
         super().set_params(**{key: value for key, value in params.items() if key not in nested})
+        within: dict[str, dict[str, Any]] = {}
         for key, value in nested.items():
             name, _, path = key.partition("__")
             if name not in ("method", "decoder"):
                 raise ValueError(f"{key}: only method and decoder have parameters of their own")
+            within.setdefault(name, {})[path] = _plain(value)
+        for name, new in within.items():
             owner = as_method(self.method) if name == "method" else as_decoder(self.decoder)
-            setattr(self, name, with_field(owner, path, _plain(value), name=name))
+            setattr(self, name, with_fields(owner, new, name=name))
         return self
 
     def fit(self, X: ArrayLike, y: ArrayLike, **unknown: Any) -> MultiLabelClassifier:

@@ -7,7 +7,7 @@ which takes minibatches and can be saved and restored.
 from structured.methods.alen import ALEN, IALEN
 from structured.methods.base import Learner, Method
 from structured.methods.cross_entropy import CrossEntropy, CrossEntropyLearner
-from structured.methods.description import from_dict, to_dict
+from structured.methods.description import from_dict, to_dict, with_options
 from structured.methods.dvn import DVN
 from structured.methods.fenchel_young import FenchelYoung
 from structured.methods.figures import TrustLimits
@@ -54,4 +54,5 @@ __all__ = [
     "register",
     "to_dict",
     "unroll",
+    "with_options",
 ]

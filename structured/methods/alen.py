@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from structured.methods._alternating import (
 from structured.methods._gradient_inference import Descent
 from structured.methods._objectives import Compared, Cost, Parameters
 from structured.methods._optimizer import check_count, check_rate, descend, make_optimizer
-from structured.methods.base import Method
+from structured.methods.base import Method, SearchSpace
 from structured.methods.primaries import Margin
 from structured.methods.registry import register
 from structured.models import Models
@@ -73,6 +74,13 @@ class IALEN(Method):
         Pan, Liu, Yan, Yang & Yang 2020, Adversarial Localized Energy Network for Structured
         Prediction.
     """
+
+    search_space: ClassVar[SearchSpace] = {
+        "pretrain_lr": (3e-4, 1e-3, 3e-3),
+        "network_lr": (3e-4, 1e-3, 3e-3),
+        "energy_lr": (3e-4, 1e-3, 3e-3),
+        "energy_weight": (0.1, 0.3, 1.0, 3.0),
+    }
 
     energy_weight: float = 1.0
     ce_weight: float = 1.0
@@ -194,6 +202,11 @@ class ALEN(IALEN):
         Pan, Liu, Yan, Yang & Yang 2020, Adversarial Localized Energy Network for Structured
         Prediction.
     """
+
+    search_space: ClassVar[SearchSpace] = {
+        **IALEN.search_space,
+        "refine_rate": (0.03, 0.1, 0.3),
+    }
 
     refine_steps: int = 3
     refine_rate: float = 0.1

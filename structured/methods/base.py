@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from structured.models import ModelConfig, Models, build_models, evaluating
+
+SearchSpace: TypeAlias = Mapping[str, Sequence[Any]]
+"""Option -> values; a dot reaches into a part, as in ``primary.samples``."""
 
 
 class Method(ABC):
@@ -25,7 +28,7 @@ class Method(ABC):
     Then `structured.joint.JointExpectedF1` can decode with both; where not, labels are independent.
     """
 
-    search_space: ClassVar[Mapping[str, Sequence[Any]]] = {}
+    search_space: ClassVar[SearchSpace] = {}
     """Option -> the values a search on validation data draws from; a dot reaches into a part, as in
     ``primary.samples``.
     """

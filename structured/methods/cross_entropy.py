@@ -10,7 +10,7 @@ from torch import Tensor
 
 from structured.methods._objectives import draw_masks
 from structured.methods._optimizer import check_rate, descend, make_optimizer
-from structured.methods.base import Learner, Method
+from structured.methods.base import Learner, Method, SearchSpace
 from structured.methods.registry import register
 from structured.models import Models
 
@@ -32,6 +32,11 @@ class CrossEntropy(Method):
         >>> sorted(learner.step(torch.randn(2, 4), torch.ones(2, 3)))
         ['cross_entropy']
     """
+
+    search_space: ClassVar[SearchSpace] = {
+        "lr": (3e-4, 1e-3, 3e-3),
+        "weight_decay": (0.0, 1e-2, 1e-1),
+    }
 
     lr: float = 1e-3
     weight_decay: float = 0.0

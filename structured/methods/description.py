@@ -1,4 +1,4 @@
-"""Methods as plain JSON values, and back."""
+"""Methods as plain JSON values and back, and with other options."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import bilevel
 from structured import costs, sampling
+from structured._parameters import with_fields
 from structured.methods import primaries
 from structured.methods.base import Method
 from structured.methods.figures import TrustLimits
@@ -81,6 +82,26 @@ def from_dict(values: Mapping[str, Any]) -> Method:
     if not isinstance(method, Method):
         raise ValueError(f"method: found {values!r}, wanted the description of a method")
     return method
+
+
+def with_options(method: Method, options: Mapping[str, Any]) -> Method:
+    """Return a method with other values of some options, all set at once.
+
+    Args:
+        method: whose other options stay.
+        options: option -> value, as in `Method.search_space`; a dot reaches into a part, where a
+            part is set, too, into the new one.
+
+    Raises:
+        ValueError: if there is no such option, or the values do not fit.
+
+    Example:
+        >>> from structured.methods import Implicit
+        >>> method = with_options(Implicit(), {"ce_weight": 0.3, "solver.max_steps": 1})
+        >>> method.ce_weight, method.solver.max_steps
+        (0.3, 1)
+    """
+    return with_fields(method, options, name="method", separator=".")
 
 
 def _describe(value: Any, place: str) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ from structured.methods._gradient_inference import (
 from structured.methods._objectives import Cost
 from structured.methods._optimizer import OptimizerName, check_count, check_rate
 from structured.methods._staged import Stage, StagedLearner, pretraining
-from structured.methods.base import Method
+from structured.methods.base import Method, SearchSpace
 from structured.methods.primaries import Value
 from structured.methods.registry import register
 from structured.models import ModelConfig, Models
@@ -84,6 +84,14 @@ class DVN(Method):
         Structured Outputs, 2017; numbers from their code, https://github.com/gyglim/dvn, which
         takes its "adversarial" step up the value, where the paper has it up the loss.
     """
+
+    search_space: ClassVar[SearchSpace] = {
+        "pretrain_lr": (3e-4, 1e-3, 3e-3),
+        "lr": (3e-4, 1e-3, 3e-3),
+        "rate": (0.2, 0.5, 1.0),
+        "local_weight": (0.1, 0.25, 0.5),
+        "adversarial": (0.5, 0.75),
+    }
 
     steps: int = 20
     rate: float = 0.5

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -27,7 +27,7 @@ from structured.fenchel_young import (
 from structured.inference import EnergyFunction
 from structured.methods._objectives import Cost, draw_masks
 from structured.methods._optimizer import check_count, check_rate, descend, make_optimizer
-from structured.methods.base import Learner, Method
+from structured.methods.base import Learner, Method, SearchSpace
 from structured.methods.registry import register
 from structured.models import ModelConfig, Models
 from structured.spaces import Space
@@ -99,6 +99,14 @@ class FenchelYoung(Method):
         Blondel, Llinares-López, Dadashi, Hussenot and Geist, Learning Energy Networks with
         Generalized Fenchel-Young Losses, 2022.
     """
+
+    search_space: ClassVar[SearchSpace] = {
+        "lr": (3e-4, 1e-3, 3e-3),
+        "energy_lr": (3e-4, 1e-3, 3e-3),
+        "weight": (0.5, 1.0, 2.0),
+        "cost_weight": (0.0, 0.3, 1.0),
+        "weight_decay": (0.0, 1e-2),
+    }
 
     energy: EnergyName = "pairwise"
     regularizer: RegularizerName = "entropy"

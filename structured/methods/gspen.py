@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from structured.graphs import (
 )
 from structured.methods._objectives import draw_masks
 from structured.methods._optimizer import check_count, check_rate, descend, make_optimizer
-from structured.methods.base import Learner, Method
+from structured.methods.base import Learner, Method, SearchSpace
 from structured.methods.registry import register
 from structured.models import ModelConfig, Models
 
@@ -88,6 +88,13 @@ class GSPEN(Method):
         Graber & Schwing, Graph Structured Prediction Energy Networks, 2019. How pairs are chosen,
         the entropy with cycles (tree-reweighted) and all rates are choices made here.
     """
+
+    search_space: ClassVar[SearchSpace] = {
+        "pretrain_lr": (3e-4, 1e-3, 3e-3),
+        "lr": (3e-4, 1e-3, 3e-3),
+        "energy_lr": (3e-4, 1e-3, 3e-3),
+        "margin": (0.0, 0.1, 0.3),
+    }
 
     pairs_per_label: int | None = None
     margin: float = 0.1

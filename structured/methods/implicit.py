@@ -12,7 +12,7 @@ from bilevel.products import HVP, check_hvp
 from structured import costs
 from structured.methods._objectives import Cost, Objectives
 from structured.methods._optimizer import OptimizerName, check_count, check_rate
-from structured.methods.base import Method
+from structured.methods.base import Method, SearchSpace
 from structured.methods.figures import TrustLimits
 from structured.methods.hypergradient import NoAdjoint
 from structured.methods.implicit_learner import ImplicitLearner
@@ -103,6 +103,14 @@ class Implicit(Method):
     """
 
     reweights: ClassVar[bool] = True
+
+    search_space: ClassVar[SearchSpace] = {
+        "pretrain_lr": (3e-4, 1e-3, 3e-3),
+        "inner_lr": (3e-4, 1e-3, 3e-3),
+        "outer_lr": (1e-3, 3e-3, 1e-2),
+        "ce_weight": (0.3, 1.0, 3.0),
+        "solver.max_steps": (1, 2, 3),
+    }
 
     primary: Primary = field(default_factory=Margin)
     gradient: GradientName = "implicit"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +24,7 @@ from structured.methods._alternating import (
 )
 from structured.methods._objectives import Cost, Minibatch, Objectives, Parameters
 from structured.methods._optimizer import check_count, check_rate, descend, make_optimizer
-from structured.methods.base import Method
+from structured.methods.base import Method, SearchSpace
 from structured.methods.primaries import Margin
 from structured.methods.registry import register
 from structured.models import Models
@@ -89,6 +90,14 @@ class InfNet(Method):
     Reference:
         Tu & Gimpel 2018, Learning Approximate Inference Networks for Structured Prediction.
     """
+
+    search_space: ClassVar[SearchSpace] = {
+        "pretrain_lr": (3e-4, 1e-3, 3e-3),
+        "network_lr": (3e-4, 1e-3, 3e-3),
+        "energy_lr": (3e-4, 1e-3, 3e-3),
+        "ce_weight": (0.3, 1.0, 3.0),
+        "entropy": (0.0, 0.3, 1.0),
+    }
 
     pretrain_epochs: int = 10
     joint_epochs: int = 20

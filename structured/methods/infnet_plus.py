@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import get_args
+from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +25,7 @@ from structured.methods._alternating import (
 from structured.methods._augmented import Augmented, Parameterization, augmented
 from structured.methods._objectives import Compared, Cost, Parameters
 from structured.methods._optimizer import check_count, check_rate, descend, make_optimizer
-from structured.methods.base import Method
+from structured.methods.base import Method, SearchSpace
 from structured.methods.registry import register
 from structured.models import Models
 
@@ -84,6 +84,14 @@ class InfNetPlus(Method):
         Tu, Pang & Gimpel 2020, Improving Joint Training of Inference Networks and Structured
         Prediction Energy Networks.
     """
+
+    search_space: ClassVar[SearchSpace] = {
+        "pretrain_lr": (3e-4, 1e-3, 3e-3),
+        "network_lr": (3e-4, 1e-3, 3e-3),
+        "energy_lr": (3e-4, 1e-3, 3e-3),
+        "weight": (0.3, 1.0, 3.0),
+        "ce_weight": (0.3, 1.0, 3.0),
+    }
 
     parameterization: Parameterization = "separate"
     detach: bool = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from structured.methods._gradient_inference import (
 )
 from structured.methods._optimizer import check_count, check_rate
 from structured.methods._staged import Stage, StagedLearner, pretraining
-from structured.methods.base import Method
+from structured.methods.base import Method, SearchSpace
 from structured.methods.registry import register
 from structured.models import ModelConfig, Models, build_models
 from structured.sampling import NoPathHard
@@ -88,6 +88,13 @@ class NCE(Method):
         Ma & Collins, Noise Contrastive Estimation and Negative Sampling for Conditional Models,
         2018; residual energies: Deng et al., 2020.
     """
+
+    search_space: ClassVar[SearchSpace] = {
+        "pretrain_lr": (3e-4, 1e-3, 3e-3),
+        "lr": (3e-3, 1e-2, 3e-2),
+        "weight_decay": (0.0, 1e-2, 1e-1),
+        "samples": (20, 40),
+    }
 
     loss: Literal["ranking", "binary"] = "ranking"
     noise: Noise = "network"

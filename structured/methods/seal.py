@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -24,7 +24,7 @@ from structured.methods._alternating import (
 )
 from structured.methods._objectives import Compared, Cost, Parameters
 from structured.methods._optimizer import check_count, check_rate, descend, make_optimizer
-from structured.methods.base import Method
+from structured.methods.base import Method, SearchSpace
 from structured.methods.primaries import Margin, Value
 from structured.methods.registry import register
 from structured.models import Models
@@ -90,6 +90,14 @@ class Seal(Method):
     Reference:
         Lee, Patel, Goyal, Zhao, Xu & McCallum 2022, Structured Energy Network As a Loss.
     """
+
+    search_space: ClassVar[SearchSpace] = {
+        "pretrain_lr": (3e-4, 1e-3, 3e-3),
+        "network_lr": (3e-4, 1e-3, 3e-3),
+        "energy_lr": (3e-4, 1e-3, 3e-3),
+        "energy_weight": (0.03, 0.1, 0.3, 1.0),
+        "samples": (20, 40),
+    }
 
     mode: SealMode = "dynamic"
     energy_loss: SealLoss = "ranking"

@@ -19,7 +19,7 @@ from structured.methods._gradient_inference import (
 from structured.methods._objectives import Cost
 from structured.methods._optimizer import check_count, check_rate
 from structured.methods._staged import Stage, StagedLearner, pretraining
-from structured.methods.base import Method
+from structured.methods.base import Method, SearchSpace
 from structured.methods.registry import register
 from structured.models import ModelConfig, Models
 
@@ -81,6 +81,14 @@ class SPEN(Method):
         Belanger & McCallum, Structured Prediction Energy Networks, 2016; rates and stages from
         their code, https://github.com/davidBelanger/SPEN.
     """
+
+    search_space: ClassVar[SearchSpace] = {
+        "pretrain_lr": (3e-4, 1e-3, 3e-3),
+        "energy_lr": (3e-4, 1e-3, 3e-3),
+        "lr": (1e-4, 3e-4, 1e-3),
+        "entropy": (0.3, 1.0),
+        "cost_weight": (0.3, 1.0, 3.0),
+    }
 
     pretrain_epochs: int = 10
     energy_epochs: int = 5

@@ -19,7 +19,7 @@ from structured.methods._gradient_inference import (
 )
 from structured.methods._optimizer import check_count, check_rate
 from structured.methods._staged import Stage, StagedLearner, pretraining
-from structured.methods.base import Method
+from structured.methods.base import Method, SearchSpace
 from structured.methods.registry import register
 from structured.models import ModelConfig, Models
 
@@ -93,6 +93,14 @@ class EndToEndSPEN(Method):
         Belanger, Yang & McCallum, End-to-End Learning for Structured Prediction Energy Networks,
         2017; numbers from their code, https://github.com/davidBelanger/SPEN.
     """
+
+    search_space: ClassVar[SearchSpace] = {
+        "pretrain_lr": (3e-4, 1e-3, 3e-3),
+        "energy_lr": (3e-4, 1e-3, 3e-3),
+        "lr": (1e-4, 3e-4, 1e-3),
+        "steps": (10, 20),
+        "iterates": ("last", "all"),
+    }
 
     through: Through = "unrolled"
     steps: int = 20

@@ -12,11 +12,13 @@ from structured.methods import (
     ContrastiveDivergence,
     CrossEntropy,
     Implicit,
+    Margin,
     Method,
     TrustLimits,
     Value,
     from_dict,
     to_dict,
+    with_options,
 )
 
 METHODS = [
@@ -80,3 +82,45 @@ def test_a_description_that_does_not_fit_is_refused_with_its_place(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         from_dict(values)
+
+
+def test_options_of_a_method_and_of_its_parts_are_set_together() -> None:
+    method = with_options(
+        Implicit(cost=own_cost),
+        {
+            "ce_weight": 0.3,
+            "solver.max_steps": 1,
+            # Neither of these fits without the other.
+            "primary.samples": 5,
+            "sampler": sampling.StraightThrough(),
+            # The part is set before what is in it.
+            "trust.ratio": 2.0,
+            "trust": TrustLimits(distance=0.5),
+        },
+    )
+    assert method == Implicit(
+        cost=own_cost,
+        ce_weight=0.3,
+        solver=bilevel.CG(rtol=None, max_steps=1),
+        primary=Margin(samples=5),
+        sampler=sampling.StraightThrough(),
+        trust=TrustLimits(ratio=2.0, distance=0.5),
+    )
+    assert with_options(method, {}) == method
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"rate": 1.0}, r"method: Implicit\(.*\) has no field 'rate'; it has primary, gradient"),
+        ({"solver.rate": 1.0}, r"method\.solver: CG\(.*\) has no field 'rate'; it has rtol"),
+        ({"ce_weight.rate": 1.0}, r"method\.ce_weight: 1\.0 has no field 'rate'; it has none"),
+        ({"solver.": 1}, r"method\.solver: CG\(.*\) has no field ''"),
+        ({"ce_weight": -1.0}, "ce_weight: found -1"),
+    ],
+)
+def test_an_option_that_is_not_there_or_does_not_fit_is_refused(
+    options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        with_options(Implicit(), options)
