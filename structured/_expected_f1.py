@@ -120,54 +120,100 @@ def _tail_cap(tail: Tensor, tolerance: float) -> int:
     return int(enough.double().argmax()) if bool(enough.any()) else labels
 
 
-def best_from_samples(samples: Tensor, weights: Tensor) -> Tensor:
+def best_from_samples(held: Tensor, weights: Tensor) -> Tensor:
     """Return the label sets of the largest weighted mean F1 against the samples, ``[B, L]``.
 
     Exact over all ``2^L`` sets: for a fixed size k the mean F1 is a sum over the predicted labels
-    of ``W_ik = sum_s w_s y_si 2 / (k + |y_s|)``, so the best k labels are the largest of the column
-    (Dembczynski et al. 2011, the general F-measure maximiser).
+    of ``W_ik = sum_s w_s y_si 2 / (k + n_s)``, n_s the size of a sample, so the best k labels are
+    the largest of the column (Dembczynski et al. 2011, the general F-measure maximiser).
 
     Args:
-        samples: hard label sets, ``[S, B, L]``.
-        weights: non-negative, summing to one along the first dimension, ``[S, B]``.
+        held: which samples hold a label, in {0, 1}, ``[B, L, S]``.
+        weights: non-negative, summing to one along the last dimension, ``[B, S]``.
     """
-    sizes = samples.sum(dim=-1)
+    marginal = _mean_of_samples(held, weights)
     # A label that no sample holds only makes the set larger: never worth it.
-    useful = int((samples.amax(dim=0) > 0).sum(dim=-1).max())
+    useful = int((marginal > 0).sum(dim=-1).max())
     if useful == 0:
-        return torch.zeros_like(samples[0])
-    # A sample matters through its size alone: gather them by size, and try every k on the sums.
-    n = torch.arange(int(sizes.max()) + 1, dtype=samples.dtype, device=samples.device)
-    of_size = weights[..., None] * (sizes[..., None] == n)
-    mass = torch.einsum("sbl,sbn->bnl", samples, of_size)
-    share = of_size.sum(dim=0)
-    limit = min(useful, _FIRST_LIMIT // 2)
-    value, chosen = _best_of_sizes(mass, share, limit)
-    # No set of k labels has more than the mean of 2 n / (k + n): larger ones only where that wins.
-    k = torch.arange(limit + 1, useful + 1, dtype=samples.dtype, device=samples.device)
-    bound = torch.einsum("bn,kn->bk", share, 2.0 * n / (k[:, None] + n))
-    possible = (bound > value[:, None]).any(dim=0)
-    if bool(possible.any()):
-        _, chosen = _best_of_sizes(mass, share, limit + 1 + int(possible.nonzero().max()))
-    return chosen
+        return torch.zeros_like(marginal)
+    sizes = held.sum(dim=1)
+    labels = _possible(marginal, sizes, useful)
+    held = held.gather(1, labels[..., None].expand(-1, -1, held.shape[-1]))
+    size = _best_number(held, weights, sizes, useful)
+    worth = _mean_of_samples(held, weights * 2.0 / (size + sizes).clamp(min=1))
+    ordered = worth.topk(int(size.max()), dim=-1).indices
+    taken = torch.arange(ordered.shape[-1], device=held.device) < size
+    return torch.zeros_like(marginal).scatter(
+        -1, labels.gather(-1, ordered), taken.to(marginal.dtype)
+    )
 
 
-def _best_of_sizes(mass: Tensor, share: Tensor, limit: int) -> tuple[Tensor, Tensor]:
-    """Return the best mean F1 of sets of at most `limit` labels, ``[B]``, and the sets ``[B, L]``.
+def _possible(marginal: Tensor, sizes: Tensor, largest: int) -> Tensor:
+    """Return the labels that may be in a best set of at most `largest`, ``[B, C]``.
+
+    ``2 m_i / (k + n_max) <= W_ik <= 2 m_i / (k + n_min)`` with m_i the weight of the samples that
+    hold label i: a label below what k others reach for certain, for every k, is in no best set.
+    With a thousand labels a few hundred stay.
 
     Args:
-        mass: the weight of the samples of each size that hold a label, ``[B, N + 1, L]``.
-        share: the weight of the samples of each size, ``[B, N + 1]``.
-        limit: the most labels, at least 1.
+        marginal: m, ``[B, L]``.
+        sizes: of the samples, ``[B, S]``.
+        largest: at least 1.
     """
-    labels = mass.shape[-1]
-    n = torch.arange(mass.shape[1], dtype=mass.dtype, device=mass.device)
-    k = torch.arange(1, limit + 1, dtype=mass.dtype, device=mass.device)
-    worth = torch.einsum("bnl,kn->bkl", mass, 2.0 / (k[:, None] + n))
-    ordered, order = worth.topk(limit, dim=-1)
-    totals = ordered.cumsum(dim=-1).diagonal(dim1=1, dim2=2)
-    value, best = torch.cat([share[:, :1], totals], dim=-1).max(dim=-1)
-    row = (best - 1).clamp(min=0)[:, None, None].expand(-1, 1, limit)
-    taken = torch.arange(limit, device=mass.device) < best[:, None]
-    sets = mass.new_zeros(len(mass), labels)
-    return value, sets.scatter(-1, order.gather(1, row).squeeze(1), taken.to(mass.dtype))
+    least, most = sizes.amin(dim=-1, keepdim=True), sizes.amax(dim=-1, keepdim=True)
+    k = torch.arange(1, largest + 1, device=marginal.device)
+    likely = marginal.topk(largest, dim=-1).values
+    needed = likely * (k + least) / (k + most)
+    needed = needed.masked_fill(likely == 0, math.inf).amin(dim=-1, keepdim=True)
+    count = max(largest, int((marginal >= needed).sum(dim=-1).max()))
+    return marginal.topk(count, dim=-1).indices
+
+
+def _best_number(held: Tensor, weights: Tensor, sizes: Tensor, largest: int) -> Tensor:
+    """Return the size of the best set, at most `largest`, ``[B, 1]``.
+
+    Few sizes are tried at first. V(k), the value of the best set of k, bounds those in between:
+    keeping the best k of k' labels gives ``V(k') <= (k' / k) V(k)``, and adding labels up to K
+    gives ``V(k') <= (K + n_min) / (k' + n_min) V(K)``. Those that may still win are tried too.
+    """
+    empty = weights.masked_fill(sizes > 0, 0.0).sum(dim=-1, keepdim=True)
+    grid = _grid(largest, held.device)
+    value = _best_of_sizes(held, weights, sizes, grid)
+    best = torch.cat([empty, value], dim=-1).amax(dim=-1, keepdim=True)
+    others = torch.arange(1, largest + 1, device=held.device)
+    others = others[~torch.isin(others, grid)]
+    above = torch.searchsorted(grid, others)
+    least = sizes.amin(dim=-1, keepdim=True)
+    fewer = others / grid[above - 1] * value[:, above - 1]
+    more = (grid[above] + least) / (others + least) * value[:, above]
+    others = others[(torch.minimum(fewer, more) > best).any(dim=0)]
+    if len(others) > 0:
+        value = torch.cat([value, _best_of_sizes(held, weights, sizes, others)], dim=-1)
+    tried, order = torch.cat([grid, others]).sort()
+    index = torch.cat([empty, value[:, order]], dim=-1).argmax(dim=-1, keepdim=True)
+    return torch.cat([tried.new_zeros(1), tried])[index]
+
+
+def _grid(largest: int, device: torch.device) -> Tensor:
+    """Return 1, sizes that grow by an eighth, and the largest."""
+    sizes, size = [], 1
+    while size < largest:
+        sizes.append(size)
+        size += max(1, size // 8)
+    return torch.tensor([*sizes, largest], device=device)
+
+
+def _best_of_sizes(held: Tensor, weights: Tensor, sizes: Tensor, tried: Tensor) -> Tensor:
+    """Return the best mean F1 of sets of each of the sizes tried, ``[K]``, as ``[B, K]``."""
+    share = weights[:, None] * 2.0 / (tried[:, None] + sizes[:, None])
+    worth = share @ held.mT
+    totals = [
+        column.topk(k, dim=-1, sorted=False).values.sum(dim=-1)
+        for k, column in zip(tried.tolist(), worth.unbind(dim=1), strict=True)
+    ]
+    return torch.stack(totals, dim=-1)
+
+
+def _mean_of_samples(held: Tensor, weights: Tensor) -> Tensor:
+    """Return the weight of the samples that hold each label, ``[B, L]``."""
+    return (weights[:, None] @ held.mT).squeeze(1)

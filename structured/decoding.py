@@ -203,10 +203,9 @@ class SampledExpectedF1:
                 "weights: found a negative or non-finite one, or an example whose weights sum to "
                 "zero; wanted non-negative weights (normalise log-weights with softmax over dim 0)"
             )
-        parts = zip(
-            samples.split(self.chunk, dim=1), (values / total).split(self.chunk, dim=1), strict=True
-        )
-        best = [best_from_samples(part, weight.to(part.dtype)) for part, weight in parts]
+        normal = (values / total).to(samples.dtype)
+        parts = zip(samples.split(self.chunk, 1), normal.split(self.chunk, 1), strict=True)
+        best = [best_from_samples(part.permute(1, 2, 0), weight.T) for part, weight in parts]
         return torch.cat(best)
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from structured._expected_f1 import best_from_samples
 from structured.batches import Rows
-from structured.decoding import SampledExpectedF1
 from structured.metrics import example_f1
 from structured.models import Models, evaluating
 
@@ -73,9 +73,9 @@ class JointExpectedF1:
             ValueError: if the models have no energy.
         """
         found: dict[float, list[Tensor]] = {scale: [] for scale in SCALES}
-        for samples, energies in self._draw(models, X):
+        for held, energies in self._draw(models, X):
             for scale, sets in found.items():
-                sets.append(_decode(samples, energies, scale))
+                sets.append(_decode(held, energies, scale))
         scores = {scale: example_f1(torch.cat(sets), y) for scale, sets in found.items()}
         return replace(self, scale=max(scores, key=lambda scale: scores[scale]))
 
@@ -86,10 +86,10 @@ class JointExpectedF1:
             ValueError: if the models have no energy.
         """
         drawn = self._draw(models, X)
-        return torch.cat([_decode(samples, energies, self.scale) for samples, energies in drawn])
+        return torch.cat([_decode(held, energies, self.scale) for held, energies in drawn])
 
     def _draw(self, models: Models, X: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield samples ``[S, b, L]`` of the network and their energies ``[S, b]``, by chunks."""
+        """Yield by chunks which samples hold a label ``[b, L, S]``, and their energies ``[b, S]``."""
         energy = models.energy
         if energy is None:
             raise ValueError("models: found no energy, wanted one that weights the samples")
@@ -100,7 +100,8 @@ class JointExpectedF1:
             for x in rows.chunks(self.chunk):
                 probabilities = models.space.relax(models.network(x))
                 samples = systematic_samples(probabilities, self.samples, generator)
-                yield samples.cpu(), energy(x, samples).cpu()
+                energies = energy(x, samples)
+                yield samples.permute(1, 2, 0).contiguous().cpu(), energies.T.cpu()
 
 
 def systematic_samples(probabilities: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -126,10 +127,9 @@ def systematic_samples(probabilities: Tensor, count: int, generator: torch.Gener
     order = torch.rand(count, labels, generator=generator).argsort(dim=0)
     shift = torch.rand(rows, labels, generator=generator)
     order, shift = order.to(probabilities.device), shift.to(probabilities.device)
-    uniform = (order[:, None] + shift) / count
-    return (uniform < probabilities).to(probabilities.dtype)
+    return (order[:, None] < count * probabilities - shift).to(probabilities.dtype)
 
 
-def _decode(samples: Tensor, energies: Tensor, scale: float) -> Tensor:
-    weights = torch.softmax(-scale * energies.double(), dim=0)
-    return SampledExpectedF1().decode(samples, weights)
+def _decode(held: Tensor, energies: Tensor, scale: float) -> Tensor:
+    weights = torch.softmax(-scale * energies.double(), dim=-1)
+    return best_from_samples(held, weights.to(held.dtype))

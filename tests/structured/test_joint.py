@@ -127,18 +127,24 @@ def test_values_out_of_range_are_refused(options: dict[str, float], message: str
         JointExpectedF1(**options)  # type: ignore[arg-type]
 
 
-def test_sets_larger_than_those_tried_first_are_found() -> None:
+@pytest.mark.parametrize("power", [0.2, 1.0, 4.0, 30.0])
+def test_the_best_set_is_found_among_all_sizes_of_many_labels(power: float) -> None:
     generator = torch.Generator().manual_seed(0)
-    samples = (torch.rand(30, 3, 50, generator=generator) < 0.8).double()
-    weights = torch.rand(30, 3, generator=generator, dtype=torch.float64)
+    p = torch.rand(4, 120, generator=generator) ** power
+    samples = (torch.rand(30, 4, 120, generator=generator) < p).double()
+    weights = torch.rand(30, 4, generator=generator, dtype=torch.float64) ** power
+    weights = weights / weights.sum(dim=0)
     found = SampledExpectedF1().decode(samples, weights)
     sizes = samples.sum(-1)
-    for b in range(3):
-        values = []
-        for k in range(1, 51):
+    for b in range(4):
+        best = float(weights[sizes[:, b] == 0, b].sum())
+        for k in range(1, 121):
             worth = (weights[:, b, None] * samples[:, b] * 2 / (k + sizes[:, b, None])).sum(0)
-            values.append((float(worth.topk(k).values.sum()), k))
-        assert int(found[b].sum()) == max(values)[1] > 16
+            best = max(best, float(worth.topk(k).values.sum()))
+        both = (samples[:, b] * found[b]).sum(-1)
+        total = sizes[:, b] + found[b].sum()
+        f1 = torch.where(total > 0, 2 * both / total.clamp(min=1), 1.0)
+        assert float((weights[:, b] * f1).sum()) == pytest.approx(best, abs=1e-12)
 
 
 def test_a_method_of_independent_labels_has_the_expected_f1_as_its_joint_one() -> None:
