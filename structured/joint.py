@@ -89,7 +89,7 @@ class JointExpectedF1:
         return torch.cat([_decode(held, energies, self.scale) for held, energies in drawn])
 
     def _draw(self, models: Models, X: Any) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield by chunks which samples hold a label ``[b, L, S]``, and their energies ``[b, S]``."""
+        """Yield which samples hold a label, ``[b, L, S]``, and their energies, by chunks."""
         energy = models.energy
         if energy is None:
             raise ValueError("models: found no energy, wanted one that weights the samples")
