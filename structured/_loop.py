@@ -38,8 +38,6 @@ from structured.train_config import MONITORS, TrainConfig
 
 _log = logging.getLogger("structured.training")
 
-_PREPARATION = "pretraining"
-"""The phase of a learner that only prepares another: a run never stops early within it."""
 _ALL_EPOCHS = "all epochs done"
 _ROWS = 512  # predicted at once
 _JOINT_SAMPLES = 200
@@ -285,8 +283,8 @@ class Loop:
         config, waited = self._config, self.progress.waited
         if record["epoch"] >= config.epochs:
             return _ALL_EPOCHS
-        preparing = _PREPARATION in (record["phase"], self._learner.phase)
-        if config.patience is not None and waited >= config.patience and not preparing:
+        last_phase = record["epoch"] > self._learner.preparation
+        if config.patience is not None and waited >= config.patience and last_phase:
             return f"no better validation_{config.monitor} for {waited} epochs"
         return ""
 

@@ -34,7 +34,8 @@ class TrainConfig:
         batch_size: rows of a minibatch.
         seed: decides the initial parameters, the order of the rows and all noise; at least 0.
         patience: epochs without improvement on validation after which training stops; None never
-            stops early. Counted anew when the method enters another phase.
+            stops early. Counted anew when the method enters another phase; before the last one,
+            training never stops.
         monitor: what is watched on validation data, a name in `MONITORS`.
         last_phase_only: forget the best epoch when the method enters another phase, so that the
             weights kept are of its last one. By default they are of the best epoch of all.

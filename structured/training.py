@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -31,6 +32,8 @@ from structured.run_folder import MODEL, REFIT, RESULT, SELECTION, RunFolder
 from structured.train_config import TrainConfig
 
 __all__ = ["RunResult", "TrainConfig", "TrainingError", "train"]
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -172,7 +175,7 @@ def train(
         if config.refit and validation is not None:
             final = replace(config, epochs=result.best_epoch, refit=False)
             again = None if place is None else place / REFIT
-            refitted = once(joined(training, validation), None, final, run_dir=again)
+            refitted = once(joined(training, validation), None, final, refit=True, run_dir=again)
             result = replace(result, models=refitted.models, selection=result.models)
         if place is not None:
             _write(result, place, model, training)
@@ -186,6 +189,7 @@ def _train_once(
     config: TrainConfig,
     *,
     model: ModelConfig | Models,
+    refit: bool = False,
     run_dir: Path | None,
     locks: ExitStack,
     resume: bool,
@@ -218,6 +222,9 @@ def _train_once(
             locks.enter_context(folder.alone())
         loop = Loop(learner, batches, watched, config, folder, on_epoch)
         loop.open(resume)
+        # A refit has the epochs of the best one, whatever its phase.
+        if not (refit or loop.progress.stopped) and config.epochs <= learner.preparation:
+            _log.warning("%s", _unreached(learner, config.epochs))
         loop.run(progress)
     done, best = loop.progress, loop.progress.best
     assert best is not None
@@ -275,6 +282,13 @@ def _check_precision(config: TrainConfig, learner: Learner) -> None:
             "in bfloat16 products with the Hessian lose the digits that curvature is made of; "
             "leave it off"
         )
+
+
+def _unreached(learner: Learner, epochs: int) -> str:
+    return (
+        f"{learner.method.name}: its last phase begins after {learner.preparation} epochs, but "
+        f"epochs is {epochs}, so that it never runs; take more epochs, or shorten the phases before"
+    )
 
 
 def _describe(

@@ -113,6 +113,10 @@ class AlternatingLearner(Learner):
         return self._stage()
 
     @property
+    def preparation(self) -> int:
+        return sum(epochs for _, epochs in self._stages[:-1])
+
+    @property
     def notice(self) -> str:
         return ""
 

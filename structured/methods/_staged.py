@@ -86,6 +86,10 @@ class StagedLearner(Learner):
         return self._stage.name
 
     @property
+    def preparation(self) -> int:
+        return sum(stage.epochs or 0 for stage in self._stages[:-1])
+
+    @property
     def notice(self) -> str:
         return self._notice
 

@@ -124,6 +124,14 @@ class Learner(ABC):
 
     @property
     @abstractmethod
+    def preparation(self) -> int:
+        """How many epochs go by before the last phase begins: 0 where there is but one.
+
+        A run never stops early within them.
+        """
+
+    @property
+    @abstractmethod
     def notice(self) -> str:
         """One sentence on the last step that a user should read; empty if there is none."""
 

@@ -78,6 +78,10 @@ class CrossEntropyLearner(Learner):
         return "cross-entropy"
 
     @property
+    def preparation(self) -> int:
+        return 0
+
+    @property
     def notice(self) -> str:
         return ""
 

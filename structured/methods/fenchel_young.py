@@ -208,6 +208,10 @@ class FenchelYoungLearner(Learner):
         return "fenchel-young"
 
     @property
+    def preparation(self) -> int:
+        return 0
+
+    @property
     def notice(self) -> str:
         return self._notice
 

@@ -227,7 +227,11 @@ class GSPENLearner(Learner):
 
     @property
     def phase(self) -> str:
-        return "pretraining" if self.epoch < self._method.pretrain_epochs else "gspen"
+        return "pretraining" if self.epoch < self.preparation else "gspen"
+
+    @property
+    def preparation(self) -> int:
+        return self._method.pretrain_epochs
 
     @property
     def notice(self) -> str:

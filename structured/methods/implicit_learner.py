@@ -52,9 +52,11 @@ class ImplicitLearner(Learner):
         method = self._method
         if self.epoch < method.pretrain_epochs:
             return "pretraining"
-        if self.epoch < method.pretrain_epochs + method.implicit_after:
-            return "direct"
-        return method.gradient
+        return "direct" if self.epoch < self.preparation else method.gradient
+
+    @property
+    def preparation(self) -> int:
+        return self._method.pretrain_epochs + self._method.implicit_after
 
     @property
     def notice(self) -> str:

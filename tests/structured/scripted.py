@@ -43,6 +43,10 @@ class ScriptedLearner(Learner):
         return self.method.phases[min(self.epoch, len(self.method.phases) - 1)]
 
     @property
+    def preparation(self) -> int:
+        return self.method.phases.index(self.method.phases[-1])
+
+    @property
     def notice(self) -> str:
         return self.method.notices[self.epoch] if self.method.notices else ""
 

@@ -171,7 +171,7 @@ class Counting(Method):
 
 class CountingLearner(Learner):
     mixed_precision: ClassVar[bool] = True
-    phase, notice = "counting", ""  # type: ignore[assignment]
+    phase, preparation, notice = "counting", 0, ""  # type: ignore[assignment]
     steps = 0
 
     def step(self, x: Tensor, y: Tensor) -> dict[str, float]:
