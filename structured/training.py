@@ -53,10 +53,11 @@ class RunResult:
         stopped: why training ended.
         history: a record per epoch: "epoch", "step", "phase", the means of the figures of its
             steps, and on validation data the three example-F1 and the cross-entropy.
-        seconds: of each epoch, validation included.
+        seconds: of each epoch in `history`, validation included.
         folder: where the run was written, or None.
         selection: after a refit, the models that chose the epoch, which never saw the validation
             rows; else None.
+        refit_seconds: of each epoch of the refit.
     """
 
     method: Method
@@ -72,6 +73,12 @@ class RunResult:
     seconds: tuple[float, ...]
     folder: Path | None = None
     selection: Models | None = None
+    refit_seconds: tuple[float, ...] = ()
+
+    @property
+    def total_seconds(self) -> float:
+        """What the whole training took, a refit included."""
+        return sum(self.seconds) + sum(self.refit_seconds)
 
     def predict(self, X: Any) -> Tensor:
         """Return what the method predicts for rows, ``[n, L]`` probabilities, on the CPU.
@@ -92,6 +99,8 @@ class RunResult:
             "method": self.method.name,
             "history": list(self.history),
             "seconds": list(self.seconds),
+            "refit_seconds": list(self.refit_seconds),
+            "total_seconds": self.total_seconds,
             "folder": None if self.folder is None else str(self.folder),
             "selection": self.selection is not None,
         }
@@ -176,7 +185,12 @@ def train(
             final = replace(config, epochs=result.best_epoch, refit=False)
             again = None if place is None else place / REFIT
             refitted = once(joined(training, validation), None, final, refit=True, run_dir=again)
-            result = replace(result, models=refitted.models, selection=result.models)
+            result = replace(
+                result,
+                models=refitted.models,
+                selection=result.models,
+                refit_seconds=refitted.seconds,
+            )
         if place is not None:
             _write(result, place, model, training)
     return result

@@ -48,7 +48,8 @@ def outcome(folder: Path) -> dict[str, Any]:
     files = [folder / part / name for part in ("", "refit") for name in names]
     found = {str(file.relative_to(folder)): file.read_bytes() for file in files if file.exists()}
     result = json.loads((folder / "result.json").read_text())
-    del result["seconds"], result["folder"]
+    for name in ("seconds", "refit_seconds", "total_seconds", "folder"):
+        del result[name]
     return {**found, "result": result}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -76,6 +77,22 @@ def test_decoders_are_fitted_with_the_models_that_never_saw_the_validation_rows(
     for part, decoders in wanted.scores.items():
         assert all(found.scores[part][name] == scores for name, scores in decoders.items())
     assert found.thresholds["tuned threshold"] == wanted.thresholds["tuned threshold"]
+
+
+def test_the_time_of_the_whole_training_is_that_of_both(tmp_path: Path) -> None:
+    result = run(FAST, REFIT, run_dir=tmp_path)
+    assert (len(result.seconds), len(result.refit_seconds)) == (4, BEST)
+    timed = [
+        float(line.split(",")[1])
+        for part in ("", "refit")
+        for line in (tmp_path / part / "timing.csv").read_text().splitlines()[1:]
+    ]
+    assert min(timed) > 0
+    assert result.total_seconds == pytest.approx(sum(timed))
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written["total_seconds"] == result.total_seconds
+    alone = run(FAST, replace(REFIT, refit=False))
+    assert (alone.refit_seconds, alone.total_seconds) == ((), sum(alone.seconds))
 
 
 def test_without_a_refit_the_held_out_models_are_the_models() -> None:
