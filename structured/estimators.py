@@ -58,6 +58,7 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         global_size: rows of the energy's global term.
         cardinality: the largest number of labels with a value of its own in the energy's term on
             how many there are; 0 leaves the term out.
+        standardize: scale the features inside the model, as a `StandardScaler` before it would.
         epochs: the most epochs.
         batch_size: rows of a minibatch.
         patience: epochs without improvement on validation after which training stops; None never
@@ -107,6 +108,7 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         energy_activation: str | None = "relu",
         global_size: int = 16,
         cardinality: int = 64,
+        standardize: bool = False,
         epochs: int = 100,
         batch_size: int = 32,
         patience: int | None = 10,
@@ -128,6 +130,7 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         self.energy_activation = energy_activation
         self.global_size = global_size
         self.cardinality = cardinality
+        self.standardize = standardize
         self.epochs = epochs
         self.batch_size = batch_size
         self.patience = patience

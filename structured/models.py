@@ -83,6 +83,8 @@ class ModelConfig:
         global_size: rows of the energy's global term.
         cardinality: the largest number of labels that has a value of its own in the energy's term
             on how many there are (never above L); 0 leaves that term out.
+        standardize: scale every feature to mean 0 and deviation 1 over the training rows, inside
+            the models; for dense features of different units.
 
     Raises:
         ValueError: if a size, a rate or an activation is out of range.
@@ -102,6 +104,7 @@ class ModelConfig:
     energy_activation: str | None = "relu"
     global_size: int = 16
     cardinality: int = 64
+    standardize: bool = False
 
     def __post_init__(self) -> None:
         for name in ("hidden", "energy_hidden"):
@@ -123,6 +126,8 @@ class ModelConfig:
             raise ValueError(
                 f"cardinality: found {self.cardinality!r}, wanted an integer of at least 0"
             )
+        if type(self.standardize) is not bool:
+            raise ValueError(f"standardize: found {self.standardize!r}, wanted True or False")
         if self.global_size < 1:
             raise ValueError(f"global_size: found {self.global_size}, wanted at least 1")
 
@@ -176,6 +181,7 @@ def build_models(n_features: int, n_labels: int, config: ModelConfig, seed: int)
             dropout=config.dropout,
             input_dropout=config.input_dropout,
             activation=ACTIVATIONS[config.activation],
+            standardize=config.standardize,
         )
         energy = MultiLabelEnergy(
             n_features,
@@ -184,5 +190,6 @@ def build_models(n_features: int, n_labels: int, config: ModelConfig, seed: int)
             config.global_size,
             cardinality=min(config.cardinality, n_labels),
             activation=ACTIVATIONS[config.energy_activation or config.activation],
+            standardize=config.standardize,
         )
     return Models(Labels(n_labels), network, energy)

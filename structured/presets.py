@@ -22,6 +22,7 @@ BASE: Settings = {
         "energy_activation": "relu",
         "global_size": 16,
         "cardinality": 64,
+        "standardize": False,
     },
     "training": {
         "epochs": 100,

@@ -27,6 +27,7 @@ from structured.methods import Learner, Method
 from structured.methods import to_dict as method_to_dict
 from structured.model_file import save_models, set_weights
 from structured.models import ModelConfig, Models
+from structured.networks import fit_inputs
 from structured.randomness import own_randomness
 from structured.run_folder import MODEL, REFIT, RESULT, SELECTION, RunFolder
 from structured.train_config import TrainConfig
@@ -34,6 +35,7 @@ from structured.train_config import TrainConfig
 __all__ = ["RunResult", "TrainConfig", "TrainingError", "train"]
 
 _log = logging.getLogger(__name__)
+_LARGE = 20.0
 
 
 @dataclass(frozen=True)
@@ -219,6 +221,9 @@ def _train_once(
     with own_randomness(seeds[0], device):
         if isinstance(model, ModelConfig):
             models = method.build(training.n_features, training.n_labels, model, seeds[1])
+            fit_inputs(filter(None, (models.network, models.energy)), training.X)
+            if not (model.standardize or refit):
+                _warn_of_scale(training)
         else:
             models = model
         batches = Batches(training.X, training.Y, config.batch_size, seed=seeds[2], device=device)
@@ -295,6 +300,17 @@ def _check_precision(config: TrainConfig, learner: Learner) -> None:
             f"mixed_precision: found True for {learner.method.name}, which differentiates twice; "
             "in bfloat16 products with the Hessian lose the digits that curvature is made of; "
             "leave it off"
+        )
+
+
+def _warn_of_scale(training: MultiLabelData) -> None:
+    largest = float(abs(training.X).max())
+    if largest > _LARGE:
+        _log.warning(
+            "%s: features reach %.3g, which networks learn badly from; standardize them "
+            "(ModelConfig.standardize, --standardize)",
+            training.title,
+            largest,
         )
 
 

@@ -79,6 +79,7 @@ def compare(
     energy_activation: options.EnergyActivation = None,
     global_size: options.GlobalSize = None,
     cardinality: options.Cardinality = None,
+    standardize: options.Standardize = None,
     labels: options.LabelList = None,
     n_features: options.NFeatures = None,
     n_labels: options.NLabels = None,

@@ -187,6 +187,17 @@ Cardinality: TypeAlias = Annotated[
     ),
 ]
 
+Standardize: TypeAlias = Annotated[
+    bool | None,
+    typer.Option(
+        "--standardize/--no-standardize",
+        help="Scale every feature to mean 0 and deviation 1 over the training rows, inside the "
+        "model; for dense features of different units.",
+        show_default=shown("model", "standardize"),
+        rich_help_panel=_MODEL,
+    ),
+]
+
 # Training
 
 Epochs: TypeAlias = Annotated[

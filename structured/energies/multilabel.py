@@ -29,6 +29,7 @@ class MultiLabelEnergy(nn.Module):
         cardinality: the largest number of labels with a value of its own in g; 0 (default) leaves
             the term out, as the papers do.
         activation: of f. Smooth by default.
+        standardize: scale the inputs of f first, as `structured.networks.fit_inputs` sets it.
 
     Attributes:
         unaries: the network ``x -> (b_i'f(x))_i``.
@@ -52,9 +53,12 @@ class MultiLabelEnergy(nn.Module):
         *,
         cardinality: int = 0,
         activation: Callable[[Tensor], Tensor] = functional.softplus,
+        standardize: bool = False,
     ) -> None:
         super().__init__()
-        self.unaries = MLP(features, labels, hidden, activation=activation)
+        self.unaries = MLP(
+            features, labels, hidden, activation=activation, standardize=standardize
+        )
         spread_output(self.unaries.output, labels)
         self.global_weight = nn.Parameter(torch.randn(global_size) / global_size**0.5)
         self.global_matrix = nn.Parameter(torch.randn(global_size, labels) / labels**0.5)

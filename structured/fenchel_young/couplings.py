@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from structured.networks import InputScaling
+
 
 class Coupling(nn.Module, ABC):
     """A function of the input and of points of the hypercube, ``(x, p) -> [..., B]``."""
@@ -189,6 +191,7 @@ class InputCoupling(Coupling):
         features: the size of x, D.
         labels: how many, L.
         rank: how many directions c_m, M.
+        standardize: scale the inputs first, as `structured.networks.fit_inputs` sets it.
 
     Attributes:
         gates: the layer whose sigmoid is w.
@@ -201,11 +204,14 @@ class InputCoupling(Coupling):
         torch.Size([10, 4])
     """
 
-    def __init__(self, features: int, labels: int, rank: int = 16) -> None:
+    def __init__(
+        self, features: int, labels: int, rank: int = 16, *, standardize: bool = False
+    ) -> None:
         super().__init__()
         _check_count(rank, "rank")
         self.gates = nn.Linear(features, rank)
         self.directions = nn.Parameter(_directions(labels, rank))
+        self.scaling = InputScaling(features) if standardize else None
 
     @property
     def convex(self) -> bool:
@@ -215,7 +221,7 @@ class InputCoupling(Coupling):
         return _squared_norm(self.directions)
 
     def forward(self, x: Tensor, p: Tensor) -> Tensor:
-        weights = torch.sigmoid(self.gates(x))
+        weights = torch.sigmoid(self.gates(x if self.scaling is None else self.scaling(x)))
         return 0.5 * (weights * (p @ self.directions.T).square()).sum(dim=-1)
 
 

@@ -35,12 +35,16 @@ from structured.spaces import Space
 EnergyName = Literal["unary", "pairwise", "spen", "concave_spen", "linear_concave"]
 RegularizerName = Literal["entropy", "squared_norm"]
 
-_COUPLINGS: dict[str, Callable[[int, int, int], Coupling]] = {
-    "unary": lambda features, labels, size: NoCoupling(),
-    "pairwise": lambda features, labels, size: PairwiseCoupling(labels, min(size, labels)),
-    "spen": lambda features, labels, size: NetworkCoupling(labels, size),
-    "concave_spen": lambda features, labels, size: ConvexCoupling(labels, size),
-    "linear_concave": lambda features, labels, size: InputCoupling(features, labels, size),
+_COUPLINGS: dict[str, Callable[[int, int, ModelConfig], Coupling]] = {
+    "unary": lambda features, labels, sizes: NoCoupling(),
+    "pairwise": lambda features, labels, sizes: PairwiseCoupling(
+        labels, min(sizes.global_size, labels)
+    ),
+    "spen": lambda features, labels, sizes: NetworkCoupling(labels, sizes.global_size),
+    "concave_spen": lambda features, labels, sizes: ConvexCoupling(labels, sizes.global_size),
+    "linear_concave": lambda features, labels, sizes: InputCoupling(
+        features, labels, sizes.global_size, standardize=sizes.standardize
+    ),
 }
 _REGULARIZERS: dict[str, type[Regularizer]] = {
     "entropy": NegativeEntropy,
@@ -142,7 +146,7 @@ class FenchelYoung(Method):
         models = super().build(n_features, n_labels, config, seed)
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
-            coupling = _COUPLINGS[self.energy](n_features, n_labels, config.global_size)
+            coupling = _COUPLINGS[self.energy](n_features, n_labels, config)
         return replace(models, energy=coupling)
 
     def loss(self, space: Space, coupling: Coupling) -> GeneralizedFenchelYoung:

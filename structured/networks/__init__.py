@@ -6,6 +6,7 @@ layer under the name ``output``, which `structured.energies.unaries_from_network
 
 from structured.networks.bilstm import BiLSTMTagger
 from structured.networks.mlp import MLP
+from structured.networks.scaling import InputScaling, fit_inputs
 from structured.networks.unet import UNet
 
-__all__ = ["MLP", "BiLSTMTagger", "UNet"]
+__all__ = ["MLP", "BiLSTMTagger", "InputScaling", "UNet", "fit_inputs"]

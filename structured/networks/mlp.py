@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from structured.networks._dropout import Masks, check_masks, check_rate, draw_masks, drop
+from structured.networks.scaling import InputScaling
 
 
 class MLP(nn.Module):
@@ -21,10 +22,12 @@ class MLP(nn.Module):
         dropout: the probability of dropping a hidden unit in training mode.
         input_dropout: the probability of dropping an input in training mode.
         activation: a function of a tensor, applied after each hidden layer.
+        standardize: scale the inputs first, as `structured.networks.fit_inputs` sets it.
 
     Attributes:
         hidden: the hidden linear layers.
         output: the last linear layer.
+        scaling: of the inputs, or None.
 
     Example:
         >>> import torch
@@ -44,6 +47,7 @@ class MLP(nn.Module):
         dropout: float = 0.0,
         input_dropout: float = 0.0,
         activation: Callable[[Tensor], Tensor] = torch.relu,
+        standardize: bool = False,
     ) -> None:
         super().__init__()
         check_rate("dropout", dropout)
@@ -55,6 +59,7 @@ class MLP(nn.Module):
             nn.Linear(size, following) for size, following in pairwise(self.sizes)
         )
         self.output = nn.Linear(self.sizes[-1], outputs)
+        self.scaling = InputScaling(inputs) if standardize else None
 
     def forward(self, x: Tensor, dropout_masks: Masks | None = None) -> Tensor:
         """Return logits, ``[..., L]``.
@@ -71,7 +76,7 @@ class MLP(nn.Module):
         if dropout_masks is None and self.training:
             dropout_masks = self.dropout_masks(x)
         masks = check_masks(dropout_masks or (None,) * len(self.sizes), len(self.sizes))
-        value = drop(x, masks[0])
+        value = drop(x if self.scaling is None else self.scaling(x), masks[0])
         for layer, mask in zip(self.hidden, masks[1:], strict=True):
             value = drop(self.activation(layer(value)), mask)
         return value
