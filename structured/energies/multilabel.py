@@ -56,9 +56,7 @@ class MultiLabelEnergy(nn.Module):
         standardize: bool = False,
     ) -> None:
         super().__init__()
-        self.unaries = MLP(
-            features, labels, hidden, activation=activation, standardize=standardize
-        )
+        self.unaries = MLP(features, labels, hidden, activation=activation, standardize=standardize)
         spread_output(self.unaries.output, labels)
         self.global_weight = nn.Parameter(torch.randn(global_size) / global_size**0.5)
         self.global_matrix = nn.Parameter(torch.randn(global_size, labels) / labels**0.5)
