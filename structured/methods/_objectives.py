@@ -37,6 +37,16 @@ class Minibatch:
     noise: Tensor | None = None
 
 
+def fixed(parameters: Parameters) -> dict[str, Tensor]:
+    """Return the same parameters with no gradient passing to them."""
+    return {name: leaf.detach() for name, leaf in parameters.items()}
+
+
+def squared_norm(parameters: Parameters) -> Tensor:
+    """Return the sum of the squares of all entries, 0-d."""
+    return torch.stack([leaf.square().sum() for leaf in parameters.values()]).sum()
+
+
 def draw_masks(network: nn.Module, x: Tensor, generator: torch.Generator) -> Any:
     """Return the network's dropout masks for `x`; None where it has no method to draw them."""
     draw = getattr(network, "dropout_masks", None)
@@ -129,7 +139,7 @@ class Objectives:
 
     def penalty(self, phi: Parameters, theta: Parameters, batch: Minibatch) -> Tensor:
         """Return ``r ||theta||^2``, 0-d."""
-        return self.l2 * torch.stack([leaf.square().sum() for leaf in theta.values()]).sum()
+        return self.l2 * squared_norm(theta)
 
     def network_output(self, phi: Parameters, theta: Parameters, batch: Minibatch) -> Tensor:
         """The model of the Gauss-Newton curvature: ``theta -> logits``."""
@@ -151,10 +161,9 @@ class Objectives:
 
     def _bend(self, phi: Parameters, logits: Tensor, batch: Minibatch) -> Tensor:
         space = self.models.space
-        fixed = {name: leaf.detach() for name, leaf in phi.items()}
         with torch.enable_grad():
             point = space.relax(logits).requires_grad_()
-            total = self.energies(fixed, batch.x, point).mean()
+            total = self.energies(fixed(phi), batch.x, point).mean()
             if self.cost_weight:
                 total = total - self.cost_weight * self.cost(point, batch.y).mean()
             (slope,) = torch.autograd.grad(total, point)

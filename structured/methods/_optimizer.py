@@ -1,8 +1,9 @@
-"""The one optimizer all methods use."""
+"""The optimizers all methods use, and checks of their options."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -40,6 +41,24 @@ def check_rate(name: str, value: float, *, zero: bool = False) -> None:
     if isinstance(value, bool) or not least or value == float("inf"):
         wanted = "at least 0" if zero else "above 0"
         raise ValueError(f"{name}: found {value!r}, wanted a finite number {wanted}")
+
+
+def check_weights(method: object, *names: str) -> None:
+    """Raise ValueError unless these options of a method are finite numbers of at least 0."""
+    for name in names:
+        check_rate(name, getattr(method, name), zero=True)
+
+
+def check_finite(name: str, value: float) -> None:
+    """Raise ValueError unless `value` is a finite number, of either sign."""
+    if isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"{name}: found {value!r}, wanted a finite number")
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Raise ValueError unless `value` is one of `choices`."""
+    if value not in choices:
+        raise ValueError(f"{name}: found {value!r}, wanted one of {', '.join(choices)}")
 
 
 def check_count(name: str, value: int, least: int) -> None:

@@ -1,23 +1,48 @@
-"""Learners that train in stages: which modules move, at which rate, for how long."""
+"""Learners that train in stages: which parts move, at which rates, for how long."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from structured.methods._objectives import draw_masks
-from structured.methods._optimizer import OptimizerName, make_optimizer
+from structured.energies import unaries_from_network
+from structured.methods._objectives import Minibatch, draw_masks
+from structured.methods._optimizer import OptimizerName, check_choice, make_optimizer
 from structured.methods.base import Learner, Method
 from structured.models import Models
 
 PRETRAINING = "pretraining"
-"""The stage that trains the network alone, with cross-entropy."""
+"""The stage that trains the network with cross-entropy."""
+
+EnergyStart = Literal["network", "cross_entropy", "random"]
+"""How the energy's local term starts: minus the pretrained logits, as a classifier trained beside
+the network, or as it is."""
+
+
+def check_start(start: str) -> None:
+    """Raise ValueError unless `start` is one of `EnergyStart`."""
+    check_choice("energy_start", start, get_args(EnergyStart))
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How a part moves, from the beginning of its stage on.
+
+    Attributes:
+        rate: the learning rate.
+        weight_decay: of the optimizer.
+        optimizer: "adam" or "sgd".
+    """
+
+    rate: float
+    weight_decay: float = 0.0
+    optimizer: OptimizerName = "adam"
 
 
 @dataclass(frozen=True)
@@ -27,32 +52,31 @@ class Stage:
     Attributes:
         name: the phase that users see.
         epochs: how long; None for the last stage, which has no end.
-        moves: what is trained: "network", "energy" or both. The rest stays as it is.
-        rate: the learning rate.
-        optimizer: "adam" or "sgd", begun anew with the stage.
-        weight_decay: of that optimizer.
+        moves: what is trained, "network", "energy" or another of the learner's modules, and how.
+            The rest stays as it is.
     """
 
     name: str
     epochs: int | None
-    moves: tuple[str, ...]
-    rate: float
-    optimizer: OptimizerName = "adam"
-    weight_decay: float = 0.0
+    moves: Mapping[str, Rule]
 
 
-def pretraining(epochs: int, rate: float) -> Stage:
-    """Return the stage that trains the network with cross-entropy."""
-    return Stage(PRETRAINING, epochs, ("network",), rate)
+def pretraining(epochs: int, rate: float, energy_start: EnergyStart = "random") -> Stage:
+    """Return the stage that trains the network, and maybe the energy's local term beside it."""
+    parts = ("network", "energy") if energy_start == "cross_entropy" else ("network",)
+    return Stage(PRETRAINING, epochs, {part: Rule(rate) for part in parts})
 
 
 class StagedLearner(Learner):
-    """A learner that goes through stages, each the descent of one loss; see `_loss`.
+    """A learner that goes through stages, each with optimizers of its own.
+
+    They are made when the first minibatch of a stage comes, one for each part that moves.
 
     Args:
         method: whose run it is.
         models: what is trained; they need an energy.
         stages: in their order; the last one has no end.
+        energy_start: what becomes of the energy's local term in `pretraining`, or after it.
         max_norm: clip the norm of the gradient of all that moves, but not in pretraining, which is
             the training of `CrossEntropy` step for step; None does not.
         seed: of all noise.
@@ -65,21 +89,26 @@ class StagedLearner(Learner):
         models: Models,
         stages: Sequence[Stage],
         *,
+        energy_start: EnergyStart = "random",
         max_norm: float | None = None,
         seed: int,
         device: torch.device | str,
     ) -> None:
+        self._energy = trained_energy(models)
         super().__init__(method, models, seed=seed, device=device)
-        if models.energy is None:
-            raise ValueError("models: found no energy, wanted one; this method trains it")
-        self._stages, self._max_norm = tuple(stages), max_norm
+        self._stages, self._start, self._max_norm = tuple(stages), energy_start, max_norm
+        self._phi = dict(self._energy.named_parameters())
+        self._theta = dict(models.network.named_parameters())
+        if energy_start == "cross_entropy":
+            unaries_of(self._energy)
         self._notice = ""
-        self._opened: Stage | None = None
-        self._optimizer: torch.optim.Optimizer | None = None
+        # The stage begun last, and what moves in it.
+        self._begun = ""
+        self._optimizers: dict[str, torch.optim.Optimizer] = {}
 
     @abstractmethod
-    def _loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, float]]:
-        """Return what all stages but pretraining descend, 0-d, and its figures."""
+    def _train(self, stage: Stage, x: Tensor, y: Tensor) -> dict[str, float]:
+        """Take the steps of one minibatch in a stage after pretraining."""
 
     @property
     def phase(self) -> str:
@@ -95,25 +124,39 @@ class StagedLearner(Learner):
 
     def step(self, x: Tensor, y: Tensor) -> dict[str, float]:
         stage, self._notice = self._stage, ""
-        if self._opened is not stage:
+        if stage.name != self._begun:
+            self._enter(stage)
             self._open(stage)
-        optimizer = self._optimizer
-        assert optimizer is not None
-        loss, figures = self._fit(x, y) if stage.name == PRETRAINING else self._loss(x, y)
-        leaves = self._leaves(stage)
-        # Not backward(): the modules at rest get no gradients, not even ones to be thrown away.
-        gradients = torch.autograd.grad(loss, leaves, materialize_grads=True)
-        for leaf, gradient in zip(leaves, gradients, strict=True):
-            leaf.grad = gradient
-        if self._max_norm is not None and stage.name != PRETRAINING:
-            nn.utils.clip_grad_norm_(leaves, self._max_norm)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        return self._pretrain(x, y) if stage.name == PRETRAINING else self._train(stage, x, y)
+
+    def _enter(self, stage: Stage) -> None:
+        """Change what has to be changed when a stage begins, once and never again on resuming."""
+        first = stage.name != PRETRAINING and self._begun in ("", PRETRAINING)
+        if first and self._start == "network":
+            unaries_from_network(cast(Any, self._energy), self.models.network)
+
+    def _pretrain(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        space = self.models.space
+        loss = -space.log_prob(self._logits(x), y).mean()
+        figures = {"cross_entropy": float(loss.detach())}
+        if self._start == "cross_entropy":
+            local = -space.log_prob(-unaries_of(self._energy)(x), y).mean()
+            figures["energy_cross_entropy"] = float(local.detach())
+            loss = loss + local
+        self._descend(loss, *self._stage.moves)
         return figures
 
-    def _fit(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, float]]:
-        loss = -self.models.space.log_prob(self._logits(x), y).mean()
-        return loss, {"cross_entropy": float(loss.detach())}
+    def _descend(self, loss: Tensor, *parts: str) -> None:
+        """Take one step of these parts down a 0-d tensor; no gradient is left in any."""
+        modules = self._modules()
+        leaves = [leaf for part in parts for leaf in modules[part].parameters()]
+        # The modules at rest get no gradients, not even ones to be thrown away.
+        loss.backward(inputs=leaves)
+        if self._max_norm is not None and self._begun != PRETRAINING:
+            nn.utils.clip_grad_norm_(leaves, self._max_norm)
+        for part in parts:
+            self._optimizers[part].step()
+            self._optimizers[part].zero_grad(set_to_none=True)
 
     def _logits(self, x: Tensor) -> Tensor:
         """Return the network's logits under new dropout, without a graph if it is at rest."""
@@ -121,6 +164,10 @@ class StagedLearner(Learner):
         masks = draw_masks(network, x, self.generator)
         with nullcontext() if "network" in self._stage.moves else torch.no_grad():
             return network(x) if masks is None else network(x, dropout_masks=masks)
+
+    def _minibatch(self, x: Tensor, y: Tensor) -> Minibatch:
+        """Return the data with new dropout masks."""
+        return Minibatch(x, y, draw_masks(self.models.network, x, self.generator))
 
     @property
     def _stage(self) -> Stage:
@@ -131,26 +178,54 @@ class StagedLearner(Learner):
                 return stage
         return self._stages[-1]
 
-    def _leaves(self, stage: Stage) -> list[nn.Parameter]:
-        modules = self._modules()
-        return [leaf for part in stage.moves for leaf in modules[part].parameters()]
-
     def _open(self, stage: Stage) -> None:
-        self._optimizer = make_optimizer(
-            stage.optimizer, self._leaves(stage), stage.rate, stage.weight_decay
-        )
-        self._opened = stage
+        modules = self._modules()
+        self._begun = stage.name
+        self._optimizers = {
+            part: make_optimizer(
+                rule.optimizer, modules[part].parameters(), rule.rate, rule.weight_decay
+            )
+            for part, rule in stage.moves.items()
+        }
 
     def _progress(self) -> dict[str, Any]:
-        if self._opened is None or self._optimizer is None:
-            return {"stage": ""}
-        return {"stage": self._opened.name, "optimizer": self._optimizer.state_dict()}
+        states = {part: optimizer.state_dict() for part, optimizer in self._optimizers.items()}
+        return {"stage": self._begun, "optimizers": states}
 
     def _load_progress(self, state: dict[str, Any]) -> None:
-        self._notice = ""
-        self._opened = self._optimizer = None
+        self._notice, self._begun, self._optimizers = "", "", {}
         if state["stage"]:
-            opened = {stage.name: stage for stage in self._stages}[state["stage"]]
-            self._open(opened)
-            assert self._optimizer is not None
-            self._optimizer.load_state_dict(state["optimizer"])
+            self._open({stage.name: stage for stage in self._stages}[state["stage"]])
+        for part, optimizer in self._optimizers.items():
+            optimizer.load_state_dict(state["optimizers"][part])
+
+
+class DescentLearner(StagedLearner):
+    """A learner whose stages after pretraining all descend one loss, see `_loss`."""
+
+    @abstractmethod
+    def _loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, float]]:
+        """Return what is descended, 0-d, and its figures."""
+
+    def _train(self, stage: Stage, x: Tensor, y: Tensor) -> dict[str, float]:
+        loss, figures = self._loss(x, y)
+        self._descend(loss, *stage.moves)
+        return figures
+
+
+def trained_energy(models: Models) -> nn.Module:
+    """Return the energy, or raise ValueError if there is none."""
+    if models.energy is None:
+        raise ValueError("models: found no energy, wanted one; this method trains it")
+    return models.energy
+
+
+def unaries_of(energy: nn.Module) -> nn.Module:
+    """Return the network of the energy's local term, or raise ValueError if it has none."""
+    unaries = getattr(energy, "unaries", None)
+    if not isinstance(unaries, nn.Module):
+        raise ValueError(
+            f"energy_start: {type(energy).__name__} has no `unaries`, which every choice but "
+            '"random" needs; use energy_start="random"'
+        )
+    return unaries

@@ -10,26 +10,23 @@ from torch import Tensor
 from torch.func import functional_call
 
 from structured import costs
-from structured.methods._alternating import (
-    PRETRAINING,
-    AlternatingLearner,
-    EnergyStart,
-    Optimizers,
-    check_start,
-    check_weights,
-    comparison_figures,
-    energy_of,
-    fixed,
-)
 from structured.methods._gradient_inference import Descent
-from structured.methods._objectives import Compared, Cost, Parameters
-from structured.methods._optimizer import check_count, check_rate, descend, make_optimizer
+from structured.methods._objectives import Compared, Cost, Parameters, fixed
+from structured.methods._optimizer import check_count, check_rate, check_weights
+from structured.methods._staged import (
+    EnergyStart,
+    Rule,
+    Stage,
+    StagedLearner,
+    check_start,
+    pretraining,
+    trained_energy,
+)
 from structured.methods.base import Method, SearchSpace
+from structured.methods.figures import comparison_figures
 from structured.methods.primaries import Margin
 from structured.methods.registry import register
 from structured.models import Models
-
-JOINT = "joint"
 
 
 @register("ialen")
@@ -106,6 +103,15 @@ class IALEN(Method):
         return "ialen"
 
     @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What is trained when."""
+        energy = Rule(self.energy_lr, self.energy_weight_decay)
+        return (
+            pretraining(self.pretrain_epochs, self.pretrain_lr, self.energy_start),
+            Stage("joint", None, {"network": Rule(self.network_lr), "energy": energy}),
+        )
+
+    @property
     def descent(self) -> Descent | None:
         """How a proposal is refined: here it is not."""
         return None
@@ -118,7 +124,7 @@ class IALEN(Method):
             x: inputs, ``[B, ...]``.
             logits: of the proposals, ``[B, *event]``.
         """
-        energy, descent = energy_of(models), self.descent
+        energy, descent = trained_energy(models), self.descent
         if descent is None:
             return models.space.relax(logits.detach())
         return descent.end(lambda y: energy(x, y), logits, models.space)
@@ -263,10 +269,10 @@ class LocalizedObjectives:
         return Margin().loss(found.gold_energy, found.energies, found.costs).mean()
 
     def _energies(self, phi: Parameters, x: Tensor, points: Tensor) -> Tensor:
-        return functional_call(energy_of(self.models), dict(phi), (x, points))
+        return functional_call(trained_energy(self.models), dict(phi), (x, points))
 
 
-class LocalizedLearner(AlternatingLearner):
+class LocalizedLearner(StagedLearner):
     """See `ALEN` and `IALEN`."""
 
     def __init__(
@@ -275,35 +281,25 @@ class LocalizedLearner(AlternatingLearner):
         super().__init__(
             method,
             models,
-            stages=((PRETRAINING, method.pretrain_epochs), (JOINT, 0)),
+            method.stages,
             energy_start=method.energy_start,
-            pretrain_lr=method.pretrain_lr,
             seed=seed,
             device=device,
         )
         self._method, self._objectives = method, method.objectives(models)
 
-    def _make_optimizers(self, stage: str) -> Optimizers:
-        method = self._method
-        return {
-            "network": make_optimizer("adam", self._theta.values(), method.network_lr),
-            "energy": make_optimizer(
-                "adam", self._phi.values(), method.energy_lr, method.energy_weight_decay
-            ),
-        }
-
-    def _train(self, stage: str, x: Tensor, y: Tensor) -> dict[str, float]:
+    def _train(self, stage: Stage, x: Tensor, y: Tensor) -> dict[str, float]:
         objectives, phi = self._objectives, fixed(self._phi)
         value = y.new_zeros(())
         for _ in range(self._method.network_steps):
             value = objectives.network(phi, x, y, self._logits(x))
-            descend(self._optimizers["network"], value)
+            self._descend(value, "network")
         with torch.no_grad():
             logits = self._logits(x)
             point = self._method.refine(self.models, x, logits)
         found = objectives.compare(self._phi, x, y, logits, point)
         loss = objectives.energy(found)
-        descend(self._optimizers["energy"], loss)
+        self._descend(loss, "energy")
         space = self.models.space
         distance = (point - space.relax(logits)).abs().flatten(start_dim=1).mean()
         return {

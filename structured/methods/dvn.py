@@ -18,7 +18,7 @@ from structured.methods._gradient_inference import (
 )
 from structured.methods._objectives import Cost
 from structured.methods._optimizer import OptimizerName, check_count, check_rate
-from structured.methods._staged import Stage, StagedLearner, pretraining
+from structured.methods._staged import DescentLearner, Rule, Stage, pretraining
 from structured.methods.base import Method, SearchSpace
 from structured.methods.primaries import Value
 from structured.methods.registry import register
@@ -144,14 +144,8 @@ class DVN(Method):
         """What is trained when."""
 
         def learning(name: str, epochs: int | None, share: float) -> Stage:
-            return Stage(
-                name,
-                epochs,
-                ("network", "energy"),
-                self.lr * share,
-                optimizer=self.optimizer,
-                weight_decay=self.weight_decay,
-            )
+            rule = Rule(self.lr * share, self.weight_decay, self.optimizer)
+            return Stage(name, epochs, {"network": rule, "energy": rule})
 
         first = pretraining(self.pretrain_epochs, self.pretrain_lr)
         if self.drop_after is None:
@@ -218,7 +212,7 @@ class DVN(Method):
         return DVNLearner(self, models, seed=seed, device=device)
 
 
-class DVNLearner(StagedLearner):
+class DVNLearner(DescentLearner):
     """See `DVN`."""
 
     def __init__(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bilevel import HypergradientInfo
-from structured.methods._objectives import Minibatch, Objectives
+from structured.methods._objectives import Compared, Minibatch, Objectives
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,13 @@ def norm(tree: Mapping[str, Tensor]) -> float:
     return math.hypot(*(float(torch.linalg.vector_norm(leaf.detach())) for leaf in tree.values()))
 
 
+def comparison_figures(found: Compared) -> dict[str, float]:
+    """Return "energy_gap" and "active_hinges" as `objective_figures` defines them."""
+    gap = (found.energies - found.gold_energy).detach()
+    active = (found.costs.detach() > gap).to(gap.dtype)
+    return {"energy_gap": float(gap.mean()), "active_hinges": float(active.mean())}
+
+
 @torch.no_grad()
 def objective_figures(
     objectives: Objectives,
@@ -52,12 +59,10 @@ def objective_figures(
         candidates that violate their margin, whatever the primary loss is).
     """
     found = objectives.compare(phi, theta, batch)
-    gap = found.energies - found.gold_energy
     return {
         "auxiliary": float(objectives.auxiliary(phi, found.logits, batch)),
         "cross_entropy": float(objectives.cross_entropy(found.logits, batch.y).mean()),
-        "energy_gap": float(gap.mean()),
-        "active_hinges": float((found.costs > gap).to(gap.dtype).mean()),
+        **comparison_figures(found),
     }
 
 

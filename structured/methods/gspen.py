@@ -18,13 +18,14 @@ from structured.graphs import (
     mutual_information,
     strongest_pairs,
 )
-from structured.methods._objectives import draw_masks
-from structured.methods._optimizer import check_count, check_rate, descend, make_optimizer
-from structured.methods.base import Learner, Method, SearchSpace
+from structured.methods._optimizer import check_count, check_rate
+from structured.methods._staged import DescentLearner, Rule, Stage, pretraining
+from structured.methods.base import Method, SearchSpace
 from structured.methods.registry import register
 from structured.models import ModelConfig, Models
 
 InferenceName = Literal["mirror", "frank_wolfe"]
+GRAPH = "gspen"
 
 # From this share of the loss on, the distance of inference from its end is worth a word.
 _NOTICEABLE_GAP = 0.1
@@ -127,6 +128,15 @@ class GSPEN(Method):
     def name(self) -> str:
         return "gspen"
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What is trained when."""
+        network, energy = (Rule(rate, self.weight_decay) for rate in (self.lr, self.energy_lr))
+        return (
+            pretraining(self.pretrain_epochs, self.pretrain_lr),
+            Stage(GRAPH, None, {"network": network, "energy": energy}),
+        )
+
     def build(self, n_features: int, n_labels: int, config: ModelConfig, seed: int) -> Models:
         """Make the common network, and an energy of as many pairs as there will be."""
         models = super().build(n_features, n_labels, config, seed)
@@ -211,51 +221,41 @@ class GSPEN(Method):
         return min(self.pairs_per_label * labels, labels * (labels - 1) // 2)
 
 
-class GSPENLearner(Learner):
+class GSPENLearner(DescentLearner):
     """See `GSPEN`."""
 
     def __init__(
         self, method: GSPEN, models: Models, *, seed: int, device: torch.device | str
     ) -> None:
-        self._energy = energy_of(models)
-        super().__init__(method, models, seed=seed, device=device)
+        labels = energy_of(models).labels
+        super().__init__(method, models, method.stages, seed=seed, device=device)
         self._method = method
-        labels = self._energy.labels
+        # How many rows had each pair of labels, of how many rows.
         self._together = torch.zeros(labels, labels, device=self.device)
         self._rows = 0
-        self._begin()
 
-    @property
-    def phase(self) -> str:
-        return "pretraining" if self.epoch < self.preparation else "gspen"
+    def _pretrain(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        self._together += y.T @ y
+        self._rows += len(y)
+        return super()._pretrain(x, y)
 
-    @property
-    def preparation(self) -> int:
-        return self._method.pretrain_epochs
+    def _enter(self, stage: Stage) -> None:
+        super()._enter(stage)
+        if stage.name == GRAPH:
+            pairs = self._method.choose(self._together, self._rows)
+            energy_of(self.models).connect(pairs)
 
-    @property
-    def notice(self) -> str:
-        return self._notice
-
-    def step(self, x: Tensor, y: Tensor) -> dict[str, float]:
-        network = self.models.network
-        masks = draw_masks(network, x, self.generator)
-        logits = network(x) if masks is None else network(x, dropout_masks=masks)
-        if self.phase == "pretraining":
-            return self._pretrain(logits, y)
-        if not self._connected:
-            self._energy.connect(self._method.choose(self._together, self._rows))
-            self._connected = True
-        found = self._method.infer(self.models, logits, y)
-        loss = self._method.loss(self.models, logits, y, found.point).mean()
-        descend(self._optimizer, loss)
+    def _loss(self, x: Tensor, y: Tensor) -> tuple[Tensor, dict[str, float]]:
+        method, logits = self._method, self._logits(x)
+        found = method.infer(self.models, logits, y)
+        loss = method.loss(self.models, logits, y, found.point).mean()
         figures = {
             "structured_loss": float(loss.detach()),
-            "inner_gap": self._method.entropy * float(found.gap.mean()),
-            "largest_gap": self._method.entropy * float(found.gap.max()),
+            "inner_gap": method.entropy * float(found.gap.mean()),
+            "largest_gap": method.entropy * float(found.gap.max()),
         }
         self._notice = self._say(figures)
-        return figures
+        return loss, figures
 
     @staticmethod
     def _say(figures: dict[str, float]) -> str:
@@ -267,41 +267,13 @@ class GSPENLearner(Learner):
             'so that the gradient is off; take more steps, or inference="mirror".'
         )
 
-    def _pretrain(self, logits: Tensor, y: Tensor) -> dict[str, float]:
-        self._together += y.T @ y
-        self._rows += len(y)
-        loss = -self.models.space.log_prob(logits, y).mean()
-        descend(self._pretraining, loss)
-        return {"cross_entropy": float(loss.detach())}
-
-    def _begin(self) -> None:
-        method, network = self._method, self.models.network
-        self._notice = ""
-        self._connected = False
-        self._pretraining = make_optimizer("adam", network.parameters(), method.pretrain_lr)
-        self._optimizer = make_optimizer(
-            "adam", network.parameters(), method.lr, method.weight_decay
-        )
-        self._optimizer.add_param_group(
-            {"params": list(self._energy.parameters()), "lr": method.energy_lr}
-        )
-
     def _progress(self) -> dict[str, Any]:
-        optimizer = self._optimizer if self._connected else self._pretraining
-        return {
-            "together": self._together,
-            "rows": self._rows,
-            "connected": self._connected,
-            "optimizer": optimizer.state_dict(),
-        }
+        return {**super()._progress(), "together": self._together, "rows": self._rows}
 
     def _load_progress(self, state: dict[str, Any]) -> None:
-        self._begin()
+        super()._load_progress(state)
         self._together.copy_(state["together"])
         self._rows = int(state["rows"])
-        self._connected = bool(state["connected"])
-        optimizer = self._optimizer if self._connected else self._pretraining
-        optimizer.load_state_dict(state["optimizer"])
 
 
 def energy_of(models: Models) -> GraphEnergy:

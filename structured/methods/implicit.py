@@ -12,6 +12,7 @@ from bilevel.products import HVP, check_hvp
 from structured import costs
 from structured.methods._objectives import Cost, Objectives
 from structured.methods._optimizer import OptimizerName, check_count, check_rate
+from structured.methods._staged import EnergyStart, check_start, trained_energy
 from structured.methods.base import Method, SearchSpace
 from structured.methods.figures import TrustLimits
 from structured.methods.hypergradient import NoAdjoint
@@ -22,10 +23,8 @@ from structured.models import Models
 from structured.sampling import Sampler
 
 GradientName = Literal["direct", "implicit", "unrolled"]
-EnergyStart = Literal["network", "cross_entropy", "random"]
 _CHOICES = {
     "gradient": ("direct", "implicit", "unrolled"),
-    "energy_start": ("network", "cross_entropy", "random"),
     "inner_optimizer": ("adam", "sgd"),
 }
 
@@ -145,6 +144,7 @@ class Implicit(Method):
                 raise ValueError(
                     f"{name}: found {getattr(self, name)!r}, wanted one of {', '.join(choices)}"
                 )
+        check_start(self.energy_start)
         check_count("inner_steps", self.inner_steps, 1)
         check_count("outer_every", self.outer_every, 1)
         check_count("pretrain_epochs", self.pretrain_epochs, 0)
@@ -214,8 +214,7 @@ class Implicit(Method):
         seed: int = 0,
         device: torch.device | str = "cpu",
     ) -> ImplicitLearner:
-        if models.energy is None:
-            raise ValueError("models: found no energy, wanted one; this method trains it")
+        energy = trained_energy(models)
         return ImplicitLearner(
-            self, models, models.energy, steps_per_epoch=steps_per_epoch, seed=seed, device=device
+            self, models, energy, steps_per_epoch=steps_per_epoch, seed=seed, device=device
         )

@@ -11,6 +11,7 @@ import bilevel
 from structured.energies import unaries_from_network
 from structured.methods._objectives import Minibatch, draw_masks
 from structured.methods._optimizer import descend, make_optimizer
+from structured.methods._staged import PRETRAINING, unaries_of
 from structured.methods.base import Learner
 from structured.methods.figures import distrust, hypergradient_figures, norm, objective_figures
 from structured.methods.hypergradient import UnrolledProblem
@@ -40,7 +41,7 @@ class ImplicitLearner(Learner):
         self._theta = dict(models.network.named_parameters())
         pretrained = list(self._theta.values())
         if method.energy_start == "cross_entropy":
-            pretrained += list(self._unaries().parameters())
+            pretrained += list(unaries_of(energy).parameters())
         self._pretraining = make_optimizer("adam", pretrained, method.pretrain_lr)
         self._notice = ""
         each_epoch = max(1, steps_per_epoch // method.outer_every)
@@ -51,7 +52,7 @@ class ImplicitLearner(Learner):
     def phase(self) -> str:
         method = self._method
         if self.epoch < method.pretrain_epochs:
-            return "pretraining"
+            return PRETRAINING
         return "direct" if self.epoch < self.preparation else method.gradient
 
     @property
@@ -63,7 +64,7 @@ class ImplicitLearner(Learner):
         return self._notice
 
     def step(self, x: Tensor, y: Tensor) -> dict[str, float]:
-        if self.phase == "pretraining":
+        if self.phase == PRETRAINING:
             return self._pretrain(x, y)
         if self._loop_phase != self.phase:
             if self._loop is None and self._method.energy_start == "network":
@@ -81,7 +82,7 @@ class ImplicitLearner(Learner):
         loss = -space.log_prob(logits, y).mean()
         figures = {"cross_entropy": float(loss.detach())}
         if self._method.energy_start == "cross_entropy":
-            local = -space.log_prob(-self._unaries()(x), y).mean()
+            local = -space.log_prob(-unaries_of(self._energy)(x), y).mean()
             figures["energy_cross_entropy"] = float(local.detach())
             loss = loss + local
         descend(self._pretraining, loss)
@@ -125,15 +126,6 @@ class ImplicitLearner(Learner):
         return self.models.space.noise(
             shape, generator=self.generator, dtype=y.dtype, device=y.device
         )
-
-    def _unaries(self) -> nn.Module:
-        unaries = getattr(self._energy, "unaries", None)
-        if not isinstance(unaries, nn.Module):
-            raise ValueError(
-                f"energy_start: found {self._method.energy_start!r}, but "
-                f'{type(self._energy).__name__} has no `unaries`; use energy_start="random"'
-            )
-        return unaries
 
     def _begin(self) -> None:
         """Put what follows pretraining at its beginning."""

@@ -3,28 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from structured import costs
-from structured.methods._alternating import (
-    PRETRAINING,
-    AlternatingLearner,
-    EnergyStart,
-    Optimizers,
-    check_finite,
-    check_start,
-    check_weights,
-    comparison_figures,
+from structured.methods._objectives import (
+    Cost,
+    Minibatch,
+    Objectives,
+    Parameters,
     fixed,
     squared_norm,
+)
+from structured.methods._optimizer import check_count, check_finite, check_rate, check_weights
+from structured.methods._staged import (
+    EnergyStart,
+    Rule,
+    Stage,
+    StagedLearner,
+    check_start,
+    pretraining,
     unaries_of,
 )
-from structured.methods._objectives import Cost, Minibatch, Objectives, Parameters
-from structured.methods._optimizer import check_count, check_rate, descend, make_optimizer
 from structured.methods.base import Method, SearchSpace
+from structured.methods.figures import comparison_figures
 from structured.methods.primaries import Margin
 from structured.methods.registry import register
 from structured.models import Models
@@ -134,6 +138,16 @@ class InfNet(Method):
     def name(self) -> str:
         return "infnet"
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What is trained when."""
+        energy = Rule(self.energy_lr, self.energy_weight_decay)
+        return (
+            pretraining(self.pretrain_epochs, self.pretrain_lr, self.energy_start),
+            Stage(JOINT, self.joint_epochs, {"network": Rule(self.network_lr), "energy": energy}),
+            Stage(RETUNING, None, {"network": Rule(self.retune_lr)}),
+        )
+
     def objectives(self, models: Models) -> InfNetObjectives:
         """Return what the network and the energy minimise, as functions of their parameters."""
         margin = Objectives(
@@ -197,7 +211,7 @@ class InfNetObjectives:
         return self.margin.energies(phi, batch.x, point).mean()
 
 
-class InfNetLearner(AlternatingLearner):
+class InfNetLearner(StagedLearner):
     """See `InfNet`."""
 
     def __init__(
@@ -206,17 +220,14 @@ class InfNetLearner(AlternatingLearner):
         super().__init__(
             method,
             models,
-            stages=(
-                (PRETRAINING, method.pretrain_epochs),
-                (JOINT, method.joint_epochs),
-                (RETUNING, 0),
-            ),
+            method.stages,
             energy_start=method.energy_start,
-            pretrain_lr=method.pretrain_lr,
             seed=seed,
             device=device,
         )
         self._method, self._objectives = method, method.objectives(models)
+        # The pretrained network, while F is held to it.
+        self._kept: dict[str, Tensor] = {}
         self._frozen: set[str] = set()
         if method.freeze_features:
             unaries = unaries_of(self._energy)
@@ -224,34 +235,23 @@ class InfNetLearner(AlternatingLearner):
             kept -= {id(leaf) for leaf in unaries.get_submodule("output").parameters()}
             self._frozen = {name for name, leaf in self._phi.items() if id(leaf) in kept}
 
-    def _enter(self, stage: str) -> None:
+    def _enter(self, stage: Stage) -> None:
         super()._enter(stage)
         self._kept = {}
-        if stage == JOINT:
+        if stage.name == JOINT:
             self._kept = {name: leaf.detach().clone() for name, leaf in self._theta.items()}
 
-    def _make_optimizers(self, stage: str) -> Optimizers:
-        method = self._method
-        rate = method.network_lr if stage == JOINT else method.retune_lr
-        made = {"network": make_optimizer("adam", self._theta.values(), rate)}
-        if stage == JOINT:
-            trained = [leaf for name, leaf in self._phi.items() if name not in self._frozen]
-            made["energy"] = make_optimizer(
-                "adam", trained, method.energy_lr, method.energy_weight_decay
-            )
-        return made
-
-    def _train(self, stage: str, x: Tensor, y: Tensor) -> dict[str, float]:
+    def _train(self, stage: Stage, x: Tensor, y: Tensor) -> dict[str, float]:
         phi = fixed(self._phi)
-        if stage == RETUNING:
+        if stage.name == RETUNING:
             value = self._objectives.retuning(phi, self._theta, self._minibatch(x, y))
-            descend(self._optimizers["network"], value)
+            self._descend(value, "network")
             return {"auxiliary": float(value.detach())}
         value = y.new_zeros(())
         for _ in range(self._method.network_steps):
             batch = self._minibatch(x, y)
             value = self._objectives.network(phi, self._theta, self._kept, batch)
-            descend(self._optimizers["network"], value)
+            self._descend(value, "network")
         return {"auxiliary": float(value.detach()), **self._descend_energy(x, y)}
 
     def _descend_energy(self, x: Tensor, y: Tensor) -> dict[str, float]:
@@ -262,7 +262,7 @@ class InfNetLearner(AlternatingLearner):
         }
         found = margin.compare(phi, theta, batch)
         loss = margin.primary.loss(found.gold_energy, found.energies, found.costs).mean()
-        descend(self._optimizers["energy"], loss)
+        self._descend(loss, "energy")
         moved = {name: leaf - self._kept[name] for name, leaf in theta.items()}
         return {
             "primary": float(loss.detach()),
@@ -270,3 +270,10 @@ class InfNetLearner(AlternatingLearner):
             "distance": float(squared_norm(moved).sqrt()),
             **comparison_figures(found),
         }
+
+    def _progress(self) -> dict[str, Any]:
+        return {**super()._progress(), "kept": self._kept}
+
+    def _load_progress(self, state: dict[str, Any]) -> None:
+        super()._load_progress(state)
+        self._kept = {name: value.to(self.device) for name, value in state["kept"].items()}

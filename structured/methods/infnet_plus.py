@@ -11,21 +11,19 @@ from torch.func import functional_call
 
 from structured import costs
 from structured.losses import compound_energy_loss, compound_network_loss
-from structured.methods._alternating import (
-    PRETRAINING,
-    AlternatingLearner,
-    EnergyStart,
-    Optimizers,
-    check_choice,
-    check_start,
-    check_weights,
-    comparison_figures,
-    fixed,
-)
 from structured.methods._augmented import Augmented, Parameterization, augmented
-from structured.methods._objectives import Compared, Cost, Parameters
-from structured.methods._optimizer import check_count, check_rate, descend, make_optimizer
+from structured.methods._objectives import Compared, Cost, Parameters, fixed
+from structured.methods._optimizer import check_choice, check_count, check_rate, check_weights
+from structured.methods._staged import (
+    EnergyStart,
+    Rule,
+    Stage,
+    StagedLearner,
+    check_start,
+    pretraining,
+)
 from structured.methods.base import Method, SearchSpace
+from structured.methods.figures import comparison_figures
 from structured.methods.registry import register
 from structured.models import Models
 
@@ -119,6 +117,16 @@ class InfNetPlus(Method):
     def name(self) -> str:
         return f"infnet+-{self.parameterization}"
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What is trained when."""
+        networks = Rule(self.network_lr)
+        energy = Rule(self.energy_lr, self.energy_weight_decay)
+        return (
+            pretraining(self.pretrain_epochs, self.pretrain_lr, self.energy_start),
+            Stage(JOINT, None, {"network": networks, "augmented": networks, "energy": energy}),
+        )
+
     def objectives(self, models: Models) -> CompoundObjectives:
         """Return what networks and energy descend, as functions of what they put out."""
         return CompoundObjectives(models, self.cost, self.weight, self.ce_weight)
@@ -184,7 +192,7 @@ class CompoundObjectives:
         ).mean()
 
 
-class InfNetPlusLearner(AlternatingLearner):
+class InfNetPlusLearner(StagedLearner):
     """See `InfNetPlus`."""
 
     def __init__(
@@ -196,9 +204,8 @@ class InfNetPlusLearner(AlternatingLearner):
         super().__init__(
             method,
             models,
-            stages=((PRETRAINING, method.pretrain_epochs), (JOINT, 0)),
+            method.stages,
             energy_start=method.energy_start,
-            pretrain_lr=method.pretrain_lr,
             seed=seed,
             device=device,
         )
@@ -207,32 +214,22 @@ class InfNetPlusLearner(AlternatingLearner):
     def _modules(self) -> dict[str, nn.Module]:
         return super()._modules() | {"augmented": self._augmented}
 
-    def _enter(self, stage: str) -> None:
+    def _enter(self, stage: Stage) -> None:
         super()._enter(stage)
-        if stage == JOINT:
+        if stage.name == JOINT:
             self._augmented.begin(self.models.network)
 
-    def _make_optimizers(self, stage: str) -> Optimizers:
-        method = self._method
-        networks = [*self.models.network.parameters(), *self._augmented.parameters()]
-        return {
-            "network": make_optimizer("adam", networks, method.network_lr),
-            "energy": make_optimizer(
-                "adam", self._phi.values(), method.energy_lr, method.energy_weight_decay
-            ),
-        }
-
-    def _train(self, stage: str, x: Tensor, y: Tensor) -> dict[str, float]:
+    def _train(self, stage: Stage, x: Tensor, y: Tensor) -> dict[str, float]:
         objectives, phi = self._objectives, fixed(self._phi)
         value = y.new_zeros(())
         for _ in range(self._method.network_steps):
             value = objectives.networks(objectives.compare(phi, x, y, *self._both(x, y)), y)
-            descend(self._optimizers["network"], value)
+            self._descend(value, "network", "augmented")
         with torch.no_grad():
             logits = self._both(x, y)
         found = objectives.compare(self._phi, x, y, *logits)
         loss = objectives.energy(found)
-        descend(self._optimizers["energy"], loss)
+        self._descend(loss, "energy")
         augmented = Compared(found.logits, found.gold_energy, found.energies[:1], found.costs[:1])
         gap = (found.energies[1] - found.gold_energy).detach()
         return {

@@ -14,7 +14,7 @@ from structured.methods._gradient_inference import (
     build_with_global_term,
 )
 from structured.methods._optimizer import check_count, check_rate
-from structured.methods._staged import Stage, StagedLearner, pretraining
+from structured.methods._staged import DescentLearner, Rule, Stage, pretraining
 from structured.methods.base import Method, SearchSpace
 from structured.methods.registry import register
 from structured.models import ModelConfig, Models, build_models
@@ -145,7 +145,7 @@ class NCE(Method):
         """What is trained when."""
         return (
             pretraining(self.pretrain_epochs, self.pretrain_lr),
-            Stage("contrast", None, ("energy",), self.lr, weight_decay=self.weight_decay),
+            Stage("contrast", None, {"energy": Rule(self.lr, self.weight_decay)}),
         )
 
     def build(self, n_features: int, n_labels: int, config: ModelConfig, seed: int) -> Models:
@@ -207,7 +207,7 @@ class NCE(Method):
         return NCELearner(self, models, seed=seed, device=device)
 
 
-class NCELearner(StagedLearner):
+class NCELearner(DescentLearner):
     """See `NCE`."""
 
     def __init__(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -11,20 +11,19 @@ from torch.func import functional_call
 
 from structured import costs
 from structured.losses import nce_ranking
-from structured.methods._alternating import (
+from structured.methods._objectives import Compared, Cost, Parameters, fixed
+from structured.methods._optimizer import check_choice, check_count, check_rate, check_weights
+from structured.methods._staged import (
     PRETRAINING,
-    AlternatingLearner,
     EnergyStart,
-    Optimizers,
-    check_choice,
+    Rule,
+    Stage,
+    StagedLearner,
     check_start,
-    check_weights,
-    comparison_figures,
-    fixed,
+    pretraining,
 )
-from structured.methods._objectives import Compared, Cost, Parameters
-from structured.methods._optimizer import check_count, check_rate, descend, make_optimizer
 from structured.methods.base import Method, SearchSpace
+from structured.methods.figures import comparison_figures
 from structured.methods.primaries import Margin, Value
 from structured.methods.registry import register
 from structured.models import Models
@@ -130,6 +129,16 @@ class Seal(Method):
     def name(self) -> str:
         return f"seal-{self.mode}-{self.energy_loss}"
 
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """What is trained when."""
+        first = pretraining(self.pretrain_epochs, self.pretrain_lr, self.energy_start)
+        network = {"network": Rule(self.network_lr)}
+        energy = {"energy": Rule(self.energy_lr, self.energy_weight_decay)}
+        if self.mode == "dynamic":
+            return first, Stage("dynamic", None, network | energy)
+        return first, Stage(ENERGY, self.energy_epochs, energy), Stage("static", None, network)
+
     def objectives(self, models: Models) -> SealObjectives:
         """Return what network and energy descend, as functions of their parameters."""
         return SealObjectives(models, self.energy_loss, self.samples, self.energy_weight, self.cost)
@@ -202,19 +211,17 @@ class SealObjectives:
         return functional_call(self.models.energy, dict(phi), (x, points))
 
 
-class SealLearner(AlternatingLearner):
+class SealLearner(StagedLearner):
     """See `Seal`."""
 
     def __init__(
         self, method: Seal, models: Models, *, seed: int, device: torch.device | str
     ) -> None:
-        alone = method.energy_epochs if method.mode == "static" else 0
         super().__init__(
             method,
             models,
-            stages=((PRETRAINING, method.pretrain_epochs), (ENERGY, alone), (method.mode, 0)),
+            method.stages,
             energy_start=method.energy_start,
-            pretrain_lr=method.pretrain_lr,
             seed=seed,
             device=device,
         )
@@ -223,26 +230,16 @@ class SealLearner(AlternatingLearner):
     @property
     def phase(self) -> str:
         # The energy's stage, too, only prepares: its epochs show nothing on validation data.
-        stage = self._stage()
+        stage = self._stage.name
         return PRETRAINING if stage == ENERGY else stage
 
-    def _make_optimizers(self, stage: str) -> Optimizers:
-        method, made = self._method, cast(Optimizers, {})
-        if stage != ENERGY:
-            made["network"] = make_optimizer("adam", self._theta.values(), method.network_lr)
-        if stage != "static":
-            made["energy"] = make_optimizer(
-                "adam", self._phi.values(), method.energy_lr, method.energy_weight_decay
-            )
-        return made
-
-    def _train(self, stage: str, x: Tensor, y: Tensor) -> dict[str, float]:
+    def _train(self, stage: Stage, x: Tensor, y: Tensor) -> dict[str, float]:
         figures: dict[str, float] = {}
-        for _ in range(1 if stage == ENERGY else self._method.network_steps):
-            if stage != "static":
+        for _ in range(self._method.network_steps if "network" in stage.moves else 1):
+            if "energy" in stage.moves:
                 for _ in range(self._method.energy_steps):
                     figures |= self._step_energy(x, y)
-            if stage != ENERGY:
+            if "network" in stage.moves:
                 figures |= self._step_network(x, y)
         return figures
 
@@ -258,12 +255,12 @@ class SealLearner(AlternatingLearner):
             candidates = objectives.candidates(logits, noise)
         found = objectives.compare(self._phi, x, y, logits, candidates)
         loss = objectives.energy(found, y, candidates)
-        descend(self._optimizers["energy"], loss)
+        self._descend(loss, "energy")
         return {"primary": float(loss.detach()), **comparison_figures(found)}
 
     def _step_network(self, x: Tensor, y: Tensor) -> dict[str, float]:
         logits = self._logits(x)
         value = self._objectives.network(fixed(self._phi), x, y, logits)
-        descend(self._optimizers["network"], value)
+        self._descend(value, "network")
         entropy = -self.models.space.log_prob(logits.detach(), y).mean()
         return {"auxiliary": float(value.detach()), "cross_entropy": float(entropy)}

@@ -18,7 +18,7 @@ from structured.methods._gradient_inference import (
 )
 from structured.methods._objectives import Cost
 from structured.methods._optimizer import check_count, check_rate
-from structured.methods._staged import Stage, StagedLearner, pretraining
+from structured.methods._staged import DescentLearner, Rule, Stage, pretraining
 from structured.methods.base import Method, SearchSpace
 from structured.methods.registry import register
 from structured.models import ModelConfig, Models
@@ -126,17 +126,11 @@ class SPEN(Method):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """What is trained when."""
-        both = ("network", "energy")
+        alone, both = (Rule(rate, self.weight_decay) for rate in (self.energy_lr, self.lr))
         return (
             pretraining(self.pretrain_epochs, self.pretrain_lr),
-            Stage(
-                "energy",
-                self.energy_epochs,
-                ("energy",),
-                self.energy_lr,
-                weight_decay=self.weight_decay,
-            ),
-            Stage("all", None, both, self.lr, weight_decay=self.weight_decay),
+            Stage("energy", self.energy_epochs, {"energy": alone}),
+            Stage("all", None, {"network": both, "energy": both}),
         )
 
     @property
@@ -186,7 +180,7 @@ class SPEN(Method):
         return SPENLearner(self, models, seed=seed, device=device)
 
 
-class SPENLearner(StagedLearner):
+class SPENLearner(DescentLearner):
     """See `SPEN`."""
 
     def __init__(

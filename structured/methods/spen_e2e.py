@@ -18,7 +18,7 @@ from structured.methods._gradient_inference import (
     joint_energy,
 )
 from structured.methods._optimizer import check_count, check_rate
-from structured.methods._staged import Stage, StagedLearner, pretraining
+from structured.methods._staged import DescentLearner, Rule, Stage, pretraining
 from structured.methods.base import Method, SearchSpace
 from structured.methods.registry import register
 from structured.models import ModelConfig, Models
@@ -153,11 +153,11 @@ class EndToEndSPEN(Method):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """What is trained when."""
-        decay = self.weight_decay
+        alone, both = (Rule(rate, self.weight_decay) for rate in (self.energy_lr, self.lr))
         return (
             pretraining(self.pretrain_epochs, self.pretrain_lr),
-            Stage("energy", self.energy_epochs, ("energy",), self.energy_lr, weight_decay=decay),
-            Stage("all", None, ("network", "energy"), self.lr, weight_decay=decay),
+            Stage("energy", self.energy_epochs, {"energy": alone}),
+            Stage("all", None, {"network": both, "energy": both}),
         )
 
     def build(self, n_features: int, n_labels: int, config: ModelConfig, seed: int) -> Models:
@@ -227,7 +227,7 @@ class EndToEndSPEN(Method):
         return EndToEndLearner(self, models, seed=seed, device=device)
 
 
-class EndToEndLearner(StagedLearner):
+class EndToEndLearner(DescentLearner):
     """See `EndToEndSPEN`."""
 
     def __init__(
