@@ -167,5 +167,5 @@ def test_the_rate_drops_twice_by_ten() -> None:
     rates = []
     for _ in range(7):
         run(learner, 1)
-        rates.append(learner._optimizers["energy"].param_groups[0]["lr"])
+        rates.append(learner._optimizers["network"].param_groups[0]["lr"])
     assert rates == pytest.approx([1e-3, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
