@@ -92,8 +92,10 @@ def keep(name: str, runs: Path) -> None:
 def markdown(found: dict[str, Any]) -> str:
     """One comparison as a table with what a reader must know to repeat it."""
     rows = ", ".join(f"{count} {part}" for part, count in found["sizes"].items())
+    again = "; what is scored is trained anew on training and validation rows together"
+    again = again if found["training"].get("refit") else ""
     lines = [
-        f"{found['data']}, split `{found['split']}`: {rows}. Example-F1 on the test part in "
+        f"{found['data']}, split `{found['split']}`: {rows}{again}. Example-F1 on the test part in "
         f"percent, mean ± deviation over {len(found['seeds'])} seeds.",
         "",
         "| method | " + " | ".join(COLUMNS) + " | s / epoch |",
