@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from scipy.special import stdtrit
 
 from structured.evaluation import COLUMNS, Evaluation
+from structured.search import Trial, best_trial
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -33,6 +34,8 @@ class ComparedRun:
         epoch_seconds: the median over the epochs of the last phase: what training costs once
             pretraining is over.
         evaluation: the scores.
+        predict_seconds: to predict 1000 test rows: probabilities, before any decoder. None in
+            records that are older than this figure.
     """
 
     method: str
@@ -42,6 +45,7 @@ class ComparedRun:
     seconds: float
     epoch_seconds: float
     evaluation: Evaluation
+    predict_seconds: float | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ComparedRun:
@@ -78,13 +82,18 @@ class Comparison:
         data: the name of the data set.
         split: the name of the split.
         sizes: "features", "labels", and the rows of each part.
-        methods: label -> the method, as plain values; the first is the baseline.
+        methods: label -> the method, as plain values; the first is the baseline. Once a search is
+            over, the method that it chose.
         model: the sizes of the models, as plain values.
         training: the settings, as plain values.
         seeds: of the runs.
         runs: those that are done.
         command: what a shell has to run to repeat it, or nothing.
         machine: what the times were taken on.
+        trials: how many candidates of each method the search on validation data has; 1 is none.
+        search: the trials that are done.
+        control: the label of the method that learned from shuffled labels; "" if there is none.
+        failed: a line for each run whose training diverged.
     """
 
     data: str
@@ -97,6 +106,10 @@ class Comparison:
     runs: tuple[ComparedRun, ...] = ()
     command: str = ""
     machine: Mapping[str, Any] | None = None
+    trials: int = 1
+    search: tuple[Trial, ...] = ()
+    control: str = ""
+    failed: tuple[str, ...] = ()
 
     @property
     def baseline(self) -> str:
@@ -145,6 +158,7 @@ class Comparison:
             if runs:
                 record["epoch_seconds"] = statistics.median(run.epoch_seconds for run in runs)
                 record["best_epoch"] = statistics.mean(run.best_epoch for run in runs)
+                record["predict_seconds"] = _median_if_any(run.predict_seconds for run in runs)
             for decoder in COLUMNS:
                 values = list(self.scores(method, decoder).values())
                 if not values:
@@ -155,16 +169,21 @@ class Comparison:
                 }
                 difference = self.difference(method, decoder)
                 if method != self.baseline and difference is not None:
-                    against = {**asdict(difference), "verdict": difference.verdict}
+                    verdict = _A_CONTROL if method == self.control else difference.verdict
+                    against = {**asdict(difference), "verdict": verdict}
                     record[decoder][f"against {self.baseline}"] = against
             records.append(record)
         return records
 
-    def verdicts(self) -> list[str]:
-        """Say for every method but the baseline, under every decoder, who wins, a line each."""
+    def verdicts(self, decoders: Sequence[str] = COLUMNS) -> list[str]:
+        """Say for every method but the baseline, under every decoder, who wins, a line each.
+
+        Args:
+            decoders: their names in the tables; by default all.
+        """
         lines = []
         for method in self.methods:
-            for decoder in COLUMNS:
+            for decoder in decoders:
                 found = self.difference(method, decoder)
                 if method == self.baseline or found is None:
                     continue
@@ -176,8 +195,33 @@ class Comparison:
                 )
                 lines.append(
                     f"{decoder}: {method} against {self.baseline} {100 * found.mean:+.2f} "
-                    f"({spread}): {found.verdict}"
+                    f"({spread}): {_A_CONTROL if method == self.control else found.verdict}"
                 )
+        return lines
+
+    def chosen(self, method: str) -> Trial | None:
+        """Return the trial whose options the runs of a method have; None without a search.
+
+        Args:
+            method: its label.
+        """
+        trials = [trial for trial in self.search if trial.label == method]
+        return best_trial(trials, self.training["monitor"])
+
+    def choices(self) -> list[str]:
+        """Say for every method that was searched what was chosen, a line each."""
+        lines = []
+        for method in self.methods:
+            trials = [trial for trial in self.search if trial.label == method]
+            best = self.chosen(method)
+            if best is None or best.value is None:
+                continue
+            options = ", ".join(f"{path}={value}" for path, value in best.options.items())
+            fewer = "" if len(trials) >= self.trials else " that there are"
+            lines.append(
+                f"{method}: {options or 'nothing to vary'} (trial {best.number} of {len(trials)}"
+                f"{fewer}, validation {self.training['monitor']} {best.value:.4f})"
+            )
         return lines
 
     def table(self) -> Table:
@@ -193,21 +237,28 @@ class Comparison:
             caption_justify="left",
         )
         table.add_column("method", no_wrap=True)
-        for name in ("seeds", *COLUMNS, "best epoch", "s / epoch"):
-            table.add_column(name, justify="right")
+        for name in ("seeds", *COLUMNS, "best epoch", "s / epoch", "ms / row"):
+            # In two lines, so that four decoders and the times fit beside each other.
+            table.add_column(name.replace(" ", "\n", 1), justify="right", no_wrap=True)
         records = [record for record in self.summary() if record["seeds"]]
+        rivals = [record for record in records if record["method"] != self.control]
         best = {
-            decoder: max((record[decoder]["mean"] for record in records), default=0.0)
+            decoder: max((record[decoder]["mean"] for record in rivals), default=0.0)
             for decoder in COLUMNS
         }
         for record in records:
-            cells = [_cell(record[decoder], best[decoder]) for decoder in COLUMNS]
+            rival = record["method"] != self.control
+            cells = [
+                _cell(record[decoder], best[decoder] if rival else None) for decoder in COLUMNS
+            ]
+            predicting = record["predict_seconds"]
             table.add_row(
                 record["method"],
                 str(len(record["seeds"])),
                 *cells,
                 f"{record['best_epoch']:.0f}",
                 f"{record['epoch_seconds']:.2f}",
+                "" if predicting is None else f"{predicting:.3g}",
             )
         return table
 
@@ -219,14 +270,27 @@ class Comparison:
     def from_dict(cls, values: Mapping[str, Any]) -> Comparison:
         """Return what `to_dict` was called on."""
         fields = {key: value for key, value in values.items() if key not in _DERIVED}
-        runs = tuple(ComparedRun.from_dict(run) for run in values["runs"])
-        return cls(**{**fields, "seeds": tuple(values["seeds"]), "runs": runs})
+        return cls(
+            **{
+                **fields,
+                "seeds": tuple(values["seeds"]),
+                "runs": tuple(ComparedRun.from_dict(run) for run in values["runs"]),
+                "search": tuple(Trial.from_dict(trial) for trial in values.get("search", ())),
+                "failed": tuple(values.get("failed", ())),
+            }
+        )
 
 
 _DERIVED = ("summary", "verdicts")
+_A_CONTROL = "a control"
 
 
-def _cell(score: Mapping[str, Any], best: float) -> str:
+def _median_if_any(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return statistics.median(known) if known else None
+
+
+def _cell(score: Mapping[str, Any], best: float | None) -> str:
     mean, deviation = score["mean"], score["deviation"]
     text = f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
     return f"[bold]{text}[/bold]" if mean == best else text

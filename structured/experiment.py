@@ -1,12 +1,15 @@
-"""Comparing methods: the same data, models, settings and seeds for each, one table for all."""
+"""Comparing methods: the same data, models, settings, search and seeds for each, one table."""
 
 from __future__ import annotations
 
+import json
+import logging
 import os
 import platform
 import re
-import statistics
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -14,21 +17,37 @@ from typing import Any, TypeAlias
 import torch
 
 from structured._atomic import write_json
-from structured.comparison import TEST, ComparedRun, Comparison
+from structured.comparison import ComparedRun, Comparison
+from structured.control import CONTROL
 from structured.data.multilabel import MultiLabelData
 from structured.errors import CheckpointError
-from structured.evaluation import VALIDATION, Evaluation, evaluate, with_joint
 from structured.methods import Method, to_dict
 from structured.models import ModelConfig
+from structured.progress import RunsBar
+from structured.search import Trial, candidates, searched_options
+from structured.single_run import (
+    EVALUATION,
+    Failure,
+    Run,
+    Shared,
+    carry_out,
+    forget,
+    score_run,
+)
 from structured.train_config import TrainConfig
-from structured.training import RunResult, train
+from structured.workers import Workers
+
+__all__ = ["COMPARISON", "EVALUATION", "compare", "folder_name", "score_run"]
 
 COMPARISON = "comparison.json"
 """The file of the results, in the folder of the comparison."""
-EVALUATION = "evaluation.json"
-"""The scores of one run, in its folder."""
 
-OnRun: TypeAlias = Callable[[ComparedRun, RunResult, Path | None], None]
+OnRun: TypeAlias = Callable[[ComparedRun, Path], None]
+OnTrial: TypeAlias = Callable[[Trial], None]
+_Outcome: TypeAlias = "Trial | ComparedRun | Failure"
+_Execute: TypeAlias = "Callable[[Sequence[Run]], Iterator[tuple[Run, _Outcome]]]"
+
+_log = logging.getLogger(__name__)
 
 
 def compare(
@@ -38,38 +57,61 @@ def compare(
     test: MultiLabelData,
     *,
     seeds: Sequence[int] = (0, 1, 2),
+    trials: int = 1,
+    control: bool = False,
     config: TrainConfig | None = None,
     model: ModelConfig | None = None,
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
+    jobs: int = 1,
+    threads: int = 1,
     command: str = "",
     progress: bool | None = None,
     on_run: OnRun | None = None,
+    on_trial: OnTrial | None = None,
 ) -> Comparison:
     """Train every method with every seed, and score all under the four decoders.
 
     The methods share the network's sizes and initial weights, the order of the rows, the settings
-    and the validation part, which alone chooses epochs and fits decoders.
+    and the validation part, which alone chooses epochs and options and fits decoders.
+
+    With `trials` above 1 the options in each method's `Method.search_space` are searched first:
+    so many candidates (`structured.search.candidates`) are trained with the first seed, and the
+    one that is best on validation is trained with the other seeds. Its search run is its run of the
+    first seed. No trial is scored on the test part.
+
+    A run whose training diverges does not stop the others: it is named in `Comparison.failed`, and
+    a trial that diverges is not chosen.
 
     Args:
         methods: label -> method; the first is the baseline.
         training: what to learn from.
-        validation: what stops training, chooses the weights and fits the decoders.
+        validation: what stops training, chooses the weights and options, and fits the decoders.
         test: what is reported, once per run.
         seeds: of the runs; at least one.
+        trials: candidates of each method's search; 1 takes the methods as they are.
+        control: also train the baseline's method on training rows whose labels are shuffled: what
+            can be had without looking at the inputs.
         config: the settings; its seed is replaced by each of `seeds`.
         model: sizes of the models.
         folder: for one folder per run and for `COMPARISON`, written anew after every run; None
-            writes nothing.
+            keeps nothing.
         resume: go on in `folder`: finished runs are not repeated, others resume where they were.
+        jobs: trainings at once, each in a process of its own; 1 (default) trains in this one. A
+            script that takes more needs the usual ``if __name__ == "__main__":``.
+        threads: of PyTorch in each such process.
         command: what repeats the comparison, to be printed under the table.
-        progress: show a bar per run; None (default) does on a terminal and nowhere else.
-        on_run: called after each run with its record, its result and its folder.
+        progress: show a bar per run, or with several jobs one over all runs; None (default) does on
+            a terminal and nowhere else.
+        on_run: called after each run with its record and its folder.
+        on_trial: called after each trial of a search.
 
     Raises:
         CheckpointError: if `folder` holds a comparison already and `resume` is False, or runs of
             other methods, settings or data under the same labels.
-        ValueError: if there is no method or no seed, or two labels give one folder.
+        ValueError: if there is no method or no seed, two labels give one folder, or `trials` or
+            `jobs` is not at least 1.
+        WorkerError: if the process of a run was killed.
 
     Example:
         >>> from structured.data import digit_strips
@@ -86,13 +128,11 @@ def compare(
         (['slow', 'fast'], 4)
     """
     config, model = config or TrainConfig(), model or ModelConfig()
-    names = {label: folder_name(label) for label in methods}
-    if not methods or not seeds or len(set(names.values())) != len(names):
-        raise ValueError(
-            f"methods: found {list(methods)} with the seeds {list(seeds)}, wanted at least one of "
-            "each, and labels that differ in letters and digits"
-        )
-    place = None if folder is None else Path(folder)
+    rows = dict(methods)
+    if control and methods:
+        rows[CONTROL] = next(iter(methods.values()))
+    names = {label: folder_name(label) for label in rows}
+    _check(methods, control, names, seeds, trials, jobs)
     found = Comparison(
         data=training.name,
         split=str(training.meta.get("split", "")),
@@ -103,65 +143,28 @@ def compare(
             "validation rows": validation.n_rows,
             "test rows": test.n_rows,
         },
-        methods={label: to_dict(method) for label, method in methods.items()},
+        methods={label: to_dict(method) for label, method in rows.items()},
         model=model.to_dict(),
         training={key: value for key, value in config.to_dict().items() if key != "seed"},
         seeds=tuple(seeds),
         command=command,
-        machine=_machine(config),
+        machine=_machine(config, jobs, threads),
+        trials=trials,
+        control=CONTROL if control else "",
     )
-    _claim(place, resume)
-    # Seed by seed, so that a comparison that is interrupted has all methods for the first seeds.
-    for seed in seeds:
-        for label, method in methods.items():
-            run_dir = None if place is None else place / names[label] / f"seed{seed}"
-            result = train(
-                method,
-                training,
-                validation,
-                replace(config, seed=seed),
-                model=model,
-                run_dir=run_dir,
-                resume=resume and run_dir is not None,
-                progress=progress,
-            )
-            run = _compared(label, result, validation, test)
-            found = replace(found, runs=(*found.runs, run))
-            if run_dir is not None and place is not None:
-                write_json(run_dir / EVALUATION, run.evaluation.to_dict())
-                write_json(place / COMPARISON, found.to_dict())
-            if on_run is not None:
-                on_run(run, result, run_dir)
-    return found
-
-
-def score_run(
-    result: RunResult, validation: MultiLabelData, test: MultiLabelData, *, method: str = ""
-) -> Evaluation:
-    """Score a trained model on validation and test under the four decoders.
-
-    Args:
-        result: of the training.
-        validation: what the decoders are fitted on.
-        test: what is reported.
-        method: what the method is called; by default its own name.
-    """
-    found = evaluate(
-        {VALIDATION: result.predict_held_out(validation.X), TEST: result.predict(test.X)},
-        {VALIDATION: validation.Y, TEST: test.Y},
-        data=validation.name,
-        split=str(validation.meta.get("split", "")),
-        method=method or result.method.name,
-        seed=result.seed,
-    )
-    return with_joint(
-        found,
-        result.method,
-        result.models,
-        {VALIDATION: validation.X, TEST: test.X},
-        {VALIDATION: validation.Y, TEST: test.Y},
-        held_out=result.selection,
-    )
+    with ExitStack() as stack:
+        if folder is None:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="structured-"))
+        place = Path(folder)
+        _claim(place, resume)
+        shared = Shared(training, validation, test, config, model, progress)
+        tried = {label: candidates(method, trials, seeds[0]) for label, method in rows.items()}
+        total = len(rows) * len(seeds) + (trials > 1) * sum(map(len, tried.values()))
+        execute = _execution(stack, shared, total, jobs=jobs, threads=threads, progress=progress)
+        chosen: Mapping[str, Method] = rows
+        if trials > 1:
+            found, chosen = _search(found, tried, place, names, resume, execute, on_trial)
+        return _train_all(found, chosen, place, names, resume, execute, on_run)
 
 
 def folder_name(label: str) -> str:
@@ -174,26 +177,184 @@ def folder_name(label: str) -> str:
     return re.sub(r"[^A-Za-z0-9._]+", "-", label).strip("-.") or "method"
 
 
-def _compared(
-    label: str, result: RunResult, validation: MultiLabelData, test: MultiLabelData
-) -> ComparedRun:
-    last = result.history[-1]["phase"]
-    times = zip(result.history, result.seconds, strict=True)
-    return ComparedRun(
-        method=label,
-        seed=result.seed,
-        epochs=len(result.history),
-        best_epoch=result.best_epoch,
-        seconds=sum(result.seconds),
-        epoch_seconds=statistics.median(
-            seconds for record, seconds in times if record["phase"] == last
-        ),
-        evaluation=score_run(result, validation, test, method=label),
+def _search(
+    found: Comparison,
+    tried: Mapping[str, Sequence[Method]],
+    place: Path,
+    names: Mapping[str, str],
+    resume: bool,
+    execute: _Execute,
+    on_trial: OnTrial | None,
+) -> tuple[Comparison, dict[str, Method]]:
+    """Train the candidates that no record tells about; return all records and the best methods."""
+    records = _recorded(found, tried, place) if resume else {}
+    runs = [
+        Run(
+            label,
+            method,
+            found.seeds[0],
+            _trial_folder(place, names[label], number),
+            resume=resume,
+            control=label == found.control,
+            trial=number,
+        )
+        # A trial of each method after another: all get equally far if the search is interrupted.
+        for number in range(found.trials)
+        for label, methods in tried.items()
+        for method in methods[number : number + 1]
+        if (label, number) not in records
+    ]
+    order = [(label, number) for label in tried for number in range(found.trials)]
+    found = replace(found, search=tuple(records[key] for key in order if key in records))
+    for run, trial in execute(runs):
+        assert isinstance(trial, Trial)
+        records[run.label, trial.number] = trial
+        found = replace(found, search=tuple(records[key] for key in order if key in records))
+        write_json(place / COMPARISON, found.to_dict())
+        best = found.chosen(run.label)
+        for other in found.search:
+            if other.label == run.label and other != best:
+                forget(_trial_folder(place, names[run.label], other.number))
+        if on_trial is not None:
+            on_trial(trial)
+    bests = {label: found.chosen(label) for label in tried}
+    chosen = {label: tried[label][best.number] for label, best in bests.items() if best is not None}
+    reasons = tuple(f"{label}: every trial diverged" for label in tried if label not in chosen)
+    methods = {**found.methods, **{label: to_dict(method) for label, method in chosen.items()}}
+    return replace(found, methods=methods, failed=reasons), chosen
+
+
+def _train_all(
+    found: Comparison,
+    methods: Mapping[str, Method],
+    place: Path,
+    names: Mapping[str, str],
+    resume: bool,
+    execute: _Execute,
+    on_run: OnRun | None,
+) -> Comparison:
+    """Train the methods with all seeds."""
+    plan = [
+        Run(
+            label,
+            method,
+            seed,
+            place / names[label] / f"seed{seed}",
+            resume=resume,
+            control=label == found.control,
+            begun=_begun(found, label, seed, place, names[label]),
+        )
+        # Seed by seed, so that an interrupted comparison has all methods for the first seeds.
+        for seed in found.seeds
+        for label, method in methods.items()
+    ]
+    done: dict[Path, ComparedRun] = {}
+    for run, outcome in execute(plan):
+        if isinstance(outcome, Failure):
+            _log.warning("%s", outcome.reason)
+            found = replace(found, failed=(*found.failed, outcome.reason))
+        elif isinstance(outcome, ComparedRun):
+            done[run.folder] = outcome
+            runs = tuple(done[each.folder] for each in plan if each.folder in done)
+            found = replace(found, runs=runs)
+        write_json(place / COMPARISON, found.to_dict())
+        if isinstance(outcome, ComparedRun) and on_run is not None:
+            on_run(outcome, run.folder)
+    return found
+
+
+def _begun(found: Comparison, label: str, seed: int, place: Path, name: str) -> Path | None:
+    best = found.chosen(label)
+    if best is None or seed != found.seeds[0]:
+        return None
+    return _trial_folder(place, name, best.number)
+
+
+def _trial_folder(place: Path, name: str, number: int) -> Path:
+    return place / name / "search" / f"trial{number}"
+
+
+def _recorded(
+    found: Comparison, tried: Mapping[str, Sequence[Method]], place: Path
+) -> dict[tuple[str, int], Trial]:
+    """The trials that an earlier part of the same search has finished."""
+    try:
+        earlier = Comparison.from_dict(json.loads((place / COMPARISON).read_bytes()))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{place / COMPARISON}: is cut short or damaged ({error})") from error
+    now, then = (
+        json.loads(json.dumps([each.data, each.sizes, each.model, each.training, each.seeds[0]]))
+        for each in (found, earlier)
     )
+    if now != then:
+        return {}
+    return {
+        (trial.label, trial.number): trial
+        for trial in earlier.search
+        if trial.number < len(tried.get(trial.label, ()))
+        and searched_options(tried[trial.label][trial.number]) == trial.options
+    }
 
 
-def _claim(place: Path | None, resume: bool) -> None:
-    if place is None or resume or not (place / COMPARISON).exists():
+def _execution(
+    stack: ExitStack,
+    shared: Shared,
+    total: int,
+    *,
+    jobs: int,
+    threads: int,
+    progress: bool | None,
+) -> _Execute:
+    """What carries out runs: this process, or several others for the length of the stack."""
+    if jobs == 1:
+        return lambda runs: ((run, carry_out(shared, run)) for run in runs)
+    quiet = replace(shared, progress=False)
+    workers: Workers[Shared, Run, _Outcome] = stack.enter_context(
+        Workers(carry_out, quiet, count=jobs, threads=threads)
+    )
+    bar = stack.enter_context(RunsBar(total, show=progress))
+
+    def execute(runs: Sequence[Run]) -> Iterator[tuple[Run, _Outcome]]:
+        for run, outcome in workers.run(runs):
+            bar.done(f"{run}: {_validation(outcome, shared.config.monitor)}")
+            yield run, outcome
+
+    return execute
+
+
+def _validation(outcome: _Outcome, monitor: str) -> str:
+    if isinstance(outcome, ComparedRun):
+        score = outcome.evaluation.scores["validation"]["expected F1"].example_f1
+        return f"validation example-F1 {100 * score:.2f}"
+    if isinstance(outcome, Trial) and outcome.value is not None:
+        return f"validation {monitor} {outcome.value:.4f}"
+    return "diverged"
+
+
+def _check(
+    methods: Mapping[str, Method],
+    control: bool,
+    names: Mapping[str, str],
+    seeds: Sequence[int],
+    trials: int,
+    jobs: int,
+) -> None:
+    taken = control and CONTROL in methods
+    if not methods or not seeds or taken or len(set(names.values())) != len(names):
+        raise ValueError(
+            f"methods: found {list(methods)} with the seeds {list(seeds)}, wanted at least one of "
+            "each, and labels that differ in letters and digits"
+            + (f", none of them {CONTROL!r}, which is the control's" if taken else "")
+        )
+    for name, found in (("trials", trials), ("jobs", jobs)):
+        if found < 1:
+            raise ValueError(f"{name}: found {found}, wanted at least 1")
+
+
+def _claim(place: Path, resume: bool) -> None:
+    if resume or not (place / COMPARISON).exists():
         return
     raise CheckpointError(
         f"{place}: holds a comparison already ({COMPARISON}); resume it, which repeats no finished "
@@ -201,11 +362,12 @@ def _claim(place: Path | None, resume: bool) -> None:
     )
 
 
-def _machine(config: TrainConfig) -> dict[str, Any]:
+def _machine(config: TrainConfig, jobs: int, threads: int) -> dict[str, Any]:
     return {
         "device": str(config.torch_device()),
         "processor": platform.machine(),
-        "threads": torch.get_num_threads(),
+        "jobs": jobs,
+        "threads": torch.get_num_threads() if jobs == 1 else threads,
         "torch": torch.__version__,
         "python": platform.python_version(),
     }

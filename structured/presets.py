@@ -39,7 +39,7 @@ BASE: Settings = {
         "tensorboard": False,
     },
     "machine": {"threads": None},
-    "comparison": {"methods": ["cross_entropy", "implicit"], "seeds": 3},
+    "comparison": {"methods": ["cross_entropy", "implicit"], "seeds": 3, "trials": 1},
 }
 
 PRESETS: Mapping[str, Settings] = {
@@ -53,6 +53,10 @@ PRESETS: Mapping[str, Settings] = {
             "cross_entropy": "lr=0.003",
             "implicit": "primary=ContrastiveDivergence, primary.samples=20, pretrain_lr=0.003, "
             "inner_lr=0.003, outer_lr=0.01",
+            "spen": "pretrain_lr=0.003",
+            "spen_e2e": "pretrain_lr=0.003",
+            "dvn": "pretrain_lr=0.003",
+            "nce": "pretrain_lr=0.003",
             "fenchel_young": "lr=0.003, energy_lr=0.003",
             "gspen": "pretrain_lr=0.003, lr=0.003, energy_lr=0.003",
             "infnet": "pretrain_lr=0.003, network_lr=0.003",
@@ -80,6 +84,26 @@ PRESETS: Mapping[str, Settings] = {
     },
 }
 """Data set -> what differs from `BASE`."""
+
+ALL_METHODS: Mapping[str, str] = {
+    "cross-entropy": "cross_entropy",
+    "implicit contrastive": "implicit: primary=ContrastiveDivergence, primary.samples=20",
+    "implicit margin": "implicit: primary=Margin",
+    "implicit value": "implicit: primary=Value",
+    "SPEN": "spen",
+    "SPEN end-to-end": "spen_e2e",
+    "DVN": "dvn",
+    "NCE": "nce",
+    "InfNet": "infnet",
+    "InfNet+ separate": "infnet_plus",
+    "SEAL static": "seal: mode=static",
+    "SEAL dynamic": "seal: mode=dynamic",
+    "iALEN": "ialen",
+    "ALEN": "alen",
+    "GSPEN": "gspen",
+    "Fenchel-Young": "fenchel_young",
+}
+"""The whole family, as ``structured compare --methods all`` has it: label -> method."""
 
 
 def setting(part: str, name: str, data: str | None = None) -> Any:

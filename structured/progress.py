@@ -79,3 +79,45 @@ class ProgressBar:
             return False
         self._bar.write(text, file=self._bar.fp)
         return True
+
+
+class RunsBar:
+    """One bar over several runs that are trained at once, on the standard error stream.
+
+    Args:
+        total: how many runs there are.
+        show: as in `ProgressBar`.
+        stream: where it goes.
+
+    Example:
+        >>> with RunsBar(2, show=False) as bar:
+        ...     bar.done("cross-entropy, seed 0: 0.81")
+    """
+
+    def __init__(self, total: int, show: bool | None = None, stream: TextIO | None = None) -> None:
+        out: TextIO = sys.stderr if stream is None else stream
+        self._bar = tqdm(
+            desc="runs",
+            total=total,
+            disable=not (out.isatty() if show is None else show),
+            file=out,
+            dynamic_ncols=True,
+            bar_format="{desc} {n_fmt}/{total_fmt}|{bar:20}| {elapsed}<{remaining}{postfix}",
+        )
+
+    def __enter__(self) -> RunsBar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def done(self, text: str) -> None:
+        """Count a run and show what it gave until the next one ends."""
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update()
+
+
+def say_above(text: str) -> None:
+    """Print a line on the standard error stream, above the bars that are shown there."""
+    tqdm.write(text, file=sys.stderr)
+    sys.stderr.flush()

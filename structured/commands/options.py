@@ -22,6 +22,7 @@ Data: TypeAlias = Annotated[
     typer.Option(
         "--data",
         "-d",
+        "--dataset",
         metavar="DATA",
         help="A data set that `structured data` lists, or an .npz, ARFF or LIBSVM file.",
         rich_help_panel=_DATA,

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structured.commands.failures import UsageError
-from structured.presets import PRESETS
+from structured.presets import ALL_METHODS, PRESETS, setting
 
 if TYPE_CHECKING:
     from structured.methods import Method
 
 OWN = " and ".join(name for name, own in PRESETS.items() if "methods" in own)
+ALL = "all"
+"""What stands for every method of `structured.presets.ALL_METHODS`."""
 HELP = (
     "METHOD is a name that `structured methods` lists, alone or with options, as in 'implicit: "
     "primary=Value, inner_steps=2, solver=CG, solver.max_steps=5'; or a .json file with a method, "
@@ -46,6 +48,44 @@ def parse_methods(specs: Sequence[str], data: str | None = None) -> dict[str, Me
         method.name if names.count(method.name) == 1 else spec.strip(): method
         for spec, method in methods.items()
     }
+
+
+def chosen_methods(
+    specs: Sequence[str], names: str | None, data: str | None = None
+) -> dict[str, Method]:
+    """Return label -> method, of `--method` and then of `--methods`, or the default ones.
+
+    Args:
+        specs: See `HELP`; may be empty.
+        names: "all" for `ALL_METHODS`, or names with commas between them; what `specs` has already
+            is left out.
+        data: The name of the data set, whose own options come before those of the texts.
+
+    Raises:
+        UsageError: A text is no method; two are the same.
+
+    Example:
+        >>> list(chosen_methods(["implicit: inner_steps=2"], "cross_entropy, dvn"))
+        ['implicit-margin', 'cross-entropy', 'dvn']
+        >>> list(chosen_methods(["cross_entropy: lr=0.1"], "all"))[:2]
+        ['cross_entropy: lr=0.1', 'cross-entropy']
+    """
+    if not specs and names is None:
+        specs = setting("comparison", "methods", data)
+    if names is None or names == ALL:
+        own = parse_methods(specs, data)
+    else:
+        listed = [name.strip() for name in names.split(",")]
+        own = parse_methods([*specs, *(name for name in listed if name not in specs)], data)
+    if names != ALL:
+        return own
+    family = {label: parse_method(spec, data) for label, spec in ALL_METHODS.items()}
+    given = list(own.values())
+    own = {
+        label if label not in family else spec.strip(): method
+        for spec, (label, method) in zip(specs, own.items(), strict=True)
+    }
+    return {**own, **{label: method for label, method in family.items() if method not in given}}
 
 
 def parse_method(spec: str, data: str | None = None) -> Method:

@@ -19,6 +19,7 @@ def test_compare_prints_a_table_and_verdicts_and_writes_pictures(
     folder = tmp_path / "runs/compare-coast"
     pictures = {path.name for path in folder.glob("*.png")}
     assert pictures == {
+        "comparison.png",
         "cross-entropy-curves.png",
         "implicit-margin-curves.png",
         "implicit-margin-label-hessian.png",
@@ -31,4 +32,5 @@ def test_compare_prints_a_table_and_verdicts_and_writes_pictures(
     again = json.loads(ok(*command, *TINY, "--resume", "--no-plots", "--json").stdout)
     assert again["summary"] == values["summary"]
     assert again["pictures"] == []
+    assert again["runs"] == values["runs"]
     assert ok("evaluate", folder / "implicit-margin/seed1").exit_code == 0
