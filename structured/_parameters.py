@@ -1,10 +1,12 @@
-"""Fields of nested frozen dataclasses by name, as scikit-learn names nested parameters: `a__b`."""
+"""Parameters: fields of nested frozen dataclasses by name, as `a__b`, and plain values."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 
 def nested_fields(name: str, value: Any) -> dict[str, Any]:
@@ -66,3 +68,20 @@ def with_fields(value: Any, new: Mapping[str, Any], *, name: str, separator: str
         changed[first] = with_fields(part, paths, name=place, separator=separator)
     replace: Any = dataclasses.replace  # which wants a type that `is_dataclass` does not give
     return replace(value, **changed)
+
+
+def plain(value: Any) -> Any:
+    """Return numbers of NumPy, which parameter searches draw, as numbers of Python.
+
+    Args:
+        value: One, or a list or an array of them; anything else stays as it is.
+
+    Example:
+        >>> plain([np.int64(3), "x"])
+        (3, 'x')
+    """
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, list | tuple | np.ndarray):
+        return tuple(plain(item) for item in value)
+    return value

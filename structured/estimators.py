@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils import Tags, check_random_state
-from sklearn.utils.multiclass import check_classification_targets
 from sklearn.utils.validation import (
     _check_sample_weight,
     check_array,
@@ -20,16 +19,19 @@ from sklearn.utils.validation import (
     validate_data,
 )
 
-from structured._parameters import nested_fields, with_fields
+from structured._estimator_decoding import AnyDecoder, check_decoder, decode_rows, fit_decoder
+from structured._estimator_state import describe, restore
+from structured._indicators import check_indicators, check_no_sets
+from structured._parameters import nested_fields, plain, with_fields
 from structured.costs import soft_f1
 from structured.data import MultiLabelData, carve
-from structured.decoding import Decoder
 from structured.errors import CheckpointError
 from structured.evaluation import predict_probabilities
-from structured.methods import Method, from_dict, to_dict
+from structured.joint import JointExpectedF1
+from structured.methods import Method
 from structured.model_file import load_models, save_models
 from structured.models import ModelConfig
-from structured.named import as_decoder, as_method, decoder_from_dict, decoder_to_dict
+from structured.named import as_decoder, as_method
 from structured.train_config import TrainConfig
 from structured.training import train
 
@@ -41,7 +43,8 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
 
     A part of the training rows is set aside for validation: it decides when to stop, and the
     decoder is fitted on it. Prediction is the method's own, for most methods one forward pass of
-    the network. Rows are weighted alike: `fit` takes no `sample_weight`.
+    the network; the joint decoder asks the energy, too. Rows are weighted alike: `fit` takes no
+    `sample_weight`.
 
     Besides the parameters below, those of a `method` or `decoder` object have nested names:
     ``method__outer_lr``, ``method__primary__samples``, ``decoder__value``. Setting one of a method
@@ -69,7 +72,9 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         refit: after the best epoch is known, train anew for so long on all rows.
         validation_fraction: the share of the training rows set aside, between 0 and 1.
         decoder: "threshold" (at 0.5), "tuned" (one threshold, the best for example-F1 on
-            validation), "expected_f1", or a `structured.decoding.Decoder`.
+            validation), "expected_f1", "joint" (expected F1 under network and energy together, for
+            methods that have `reweights`; others are refused by `fit`), a
+            `structured.decoding.Decoder`, or a `structured.joint.JointExpectedF1`.
         device: "auto" takes an accelerator if there is one; or "cpu", "cuda", ...
         random_state: decides the validation rows, the initial network and all noise.
         verbose: whether `fit` shows a progress bar.
@@ -116,7 +121,7 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         average: float = 0.999,
         refit: bool = False,
         validation_fraction: float = 0.1,
-        decoder: str | Decoder = "expected_f1",
+        decoder: str | AnyDecoder = "expected_f1",
         device: str = "auto",
         random_state: int | np.random.RandomState | None = None,
         verbose: bool = False,
@@ -178,7 +183,7 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
             name, _, path = key.partition("__")
             if name not in ("method", "decoder"):
                 raise ValueError(f"{key}: only method and decoder have parameters of their own")
-            within.setdefault(name, {})[path] = _plain(value)
+            within.setdefault(name, {})[path] = plain(value)
         for name, new in within.items():
             owner = as_method(self.method) if name == "method" else as_decoder(self.decoder)
             setattr(self, name, with_fields(owner, new, name=name))
@@ -201,7 +206,8 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
             reason = "; training weights all rows alike" if name == "sample_weight" else ""
             raise TypeError(f"fit takes X and y; found {name}{reason}")
         method, decoder = as_method(self.method), as_decoder(self.decoder)
-        _check_no_sets(y)
+        check_decoder(decoder, method)
+        check_no_sets(y)
         X, y = validate_data(
             self,
             X,
@@ -211,7 +217,7 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
             ensure_min_samples=2,
             multi_output=True,
         )
-        _check_indicators(y)
+        check_indicators(y)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         training, validation = carve(
             MultiLabelData(X, y, name="X"), float(self.validation_fraction), seed
@@ -226,9 +232,7 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         )
         self.classes_ = np.arange(training.n_labels)
         self.models_ = result.models
-        self.decoder_ = decoder.fit(
-            result.predict_held_out(validation.X), torch.from_numpy(validation.Y.toarray()).float()
-        )
+        self.decoder_ = fit_decoder(decoder, result, validation)
         self.history_ = list(result.history)
         self.n_iter_ = len(result.history)
         self.best_epoch_ = result.best_epoch
@@ -236,14 +240,12 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
-        """Return the probability of every label, ``[n, L]``.
+        """Return the probability of every label, ``[n, L]``, whatever the decoder.
 
         Args:
             X: features, sparse or dense, ``[n, D]``.
         """
-        check_is_fitted(self)
-        rows = validate_data(self, X, reset=False, accept_sparse="csr", dtype=np.float32)
-        method = as_method(self.method)
+        rows, method = self._rows(X), as_method(self.method)
         return predict_probabilities(method, self.models_, rows).double().numpy()
 
     def predict(self, X: ArrayLike) -> Any:
@@ -252,13 +254,22 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         Args:
             X: features, sparse or dense, ``[n, D]``.
         """
-        sets = self.decoder_sets(self.predict_proba(X))
+        sets = self._sets(X)
         as_sparse, dtype = self._indicators
         sets = sets.astype(np.dtype(dtype))
         return sparse.csr_array(sets) if as_sparse else sets
 
     def decoder_sets(self, probabilities: NDArray[np.floating]) -> NDArray[np.int8]:
-        """Return the sets that the fitted decoder makes of probabilities, both ``[n, L]``."""
+        """Return the sets that the fitted decoder makes of probabilities, both ``[n, L]``.
+
+        Raises:
+            ValueError: The decoder is the joint one, which needs the rows themselves.
+        """
+        if isinstance(self.decoder_, JointExpectedF1):
+            raise ValueError(
+                "decoder_sets: found the joint decoder, which asks the energy about the rows "
+                "themselves; use predict(X)"
+            )
         decoded = self.decoder_.decode(torch.from_numpy(np.asarray(probabilities)))
         return decoded.numpy().astype(np.int8)
 
@@ -270,10 +281,10 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
             y: the right sets of labels, 0 or 1, sparse or dense, ``[n, L]``.
             sample_weight: of the rows in the mean, ``[n]``; by default all alike.
         """
-        sets = self.decoder_sets(self.predict_proba(X))
+        sets = self._sets(X)
         y = check_array(y, accept_sparse=True, ensure_2d=False)
         check_consistent_length(sets, y)
-        _check_indicators(y)
+        check_indicators(y)
         gold = y.toarray() if sparse.issparse(y) else y
         if gold.shape != sets.shape:
             raise ValueError(f"y has {gold.shape[1]} labels; fit had {sets.shape[1]}")
@@ -294,22 +305,6 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
             TypeError: A parameter is an object of your own, which only pickle could save.
         """
         check_is_fitted(self)
-        params = {key: _plain(value) for key, value in self.get_params(deep=False).items()}
-        if isinstance(params["random_state"], np.random.RandomState):
-            params["random_state"] = None
-        if not isinstance(self.method, str):
-            params["method"] = to_dict(self.method)
-        if not isinstance(self.decoder, str):
-            params["decoder"] = decoder_to_dict(self.decoder)
-        fitted = {
-            "decoder": decoder_to_dict(self.decoder_),
-            "history": self.history_,
-            "best_epoch": self.best_epoch_,
-            "indicators": self._indicators,
-            "features": self.n_features_in_,
-            "feature_names": list(getattr(self, "feature_names_in_", ())),
-            "labels": len(self.classes_),
-        }
         save_models(
             path,
             self.models_,
@@ -317,7 +312,7 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
             features=self.n_features_in_,
             labels=len(self.classes_),
             method=as_method(self.method),
-            about={"estimator": {"parameters": params, "fitted": fitted}},
+            about={"estimator": describe(self)},
         )
 
     @classmethod
@@ -345,26 +340,18 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
                 f"{os.fspath(path)}: holds a model that no {cls.__name__} saved; "
                 "`structured predict` and `structured.model_file.load_models` read it"
             )
-        params, fitted = about["estimator"]["parameters"], about["estimator"]["fitted"]
-        if not isinstance(params["method"], str):
-            params["method"] = from_dict(params["method"])
-        if not isinstance(params["decoder"], str):
-            params["decoder"] = decoder_from_dict(params["decoder"])
-        found = cls(**params)
-        found.models_ = models
-        found.decoder_ = decoder_from_dict(fitted["decoder"])
-        found.classes_ = np.arange(fitted["labels"])
-        found.n_features_in_ = fitted["features"]
-        if fitted["feature_names"]:
-            found.feature_names_in_ = np.array(fitted["feature_names"], dtype=object)
-        found.history_ = fitted["history"]
-        found.n_iter_ = len(found.history_)
-        found.best_epoch_ = fitted["best_epoch"]
-        found._indicators = fitted["indicators"]
-        return found
+        return restore(cls, about["estimator"], models)
+
+    def _rows(self, X: ArrayLike) -> Any:
+        check_is_fitted(self)
+        return validate_data(self, X, reset=False, accept_sparse="csr", dtype=np.float32)
+
+    def _sets(self, X: ArrayLike) -> NDArray[np.int8]:
+        rows, method = self._rows(X), as_method(self.method)
+        return decode_rows(self.decoder_, method, self.models_, rows).numpy().astype(np.int8)
 
     def _model_config(self) -> ModelConfig:
-        values = {name: _plain(getattr(self, name)) for name in ModelConfig().to_dict()}
+        values = {name: plain(getattr(self, name)) for name in ModelConfig().to_dict()}
         for name in ("hidden", "energy_hidden"):
             if isinstance(values[name], int):
                 values[name] = (values[name],)
@@ -372,35 +359,4 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
 
     def _train_config(self, seed: int) -> TrainConfig:
         names = ("epochs", "batch_size", "patience", "monitor", "average", "refit", "device")
-        return TrainConfig(seed=seed, **{name: _plain(getattr(self, name)) for name in names})
-
-
-def _plain(value: Any) -> Any:
-    """Numbers of NumPy, which parameter searches draw, as numbers of Python."""
-    if isinstance(value, np.generic):
-        return value.item()
-    if isinstance(value, list | tuple | np.ndarray):
-        return tuple(_plain(item) for item in value)
-    return value
-
-
-def _check_no_sets(y: Any) -> None:
-    """Refuse rows that list their labels, before NumPy complains of their lengths."""
-    rows = y if isinstance(y, list | tuple) else ()
-    lengths = {len(row) for row in rows if isinstance(row, list | tuple)}
-    if len(lengths) > 1 or any(isinstance(row, set | frozenset) for row in rows):
-        raise ValueError(
-            "y: found a set of labels for each row, wanted 0 or 1 for every row and label, [n, L]; "
-            "sklearn.preprocessing.MultiLabelBinarizer makes it"
-        )
-
-
-def _check_indicators(y: Any) -> None:
-    """Refuse one class per row; entries other than 0 and 1 are `MultiLabelData`'s to refuse."""
-    check_classification_targets(y)
-    if y.ndim != 2:
-        raise ValueError(
-            f"y: found one class per row, shape {tuple(y.shape)}; wanted 0 or 1 for every row and "
-            "label, [n, L]; sklearn.preprocessing.MultiLabelBinarizer makes it of sets of labels. "
-            "Only binary classification is supported."
-        )
+        return TrainConfig(seed=seed, **{name: plain(getattr(self, name)) for name in names})

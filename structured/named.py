@@ -6,17 +6,19 @@ from collections.abc import Mapping
 from typing import Any
 
 from structured.decoding import Decoder, ExpectedF1, FittedDecoder, Threshold, TunedThreshold
+from structured.joint import JointExpectedF1
 from structured.methods import Method
 from structured.methods.registry import known
 
-DECODERS: Mapping[str, Decoder] = {
+DECODERS: Mapping[str, Decoder | JointExpectedF1] = {
     "threshold": Threshold(),
     "tuned": TunedThreshold(),
     "expected_f1": ExpectedF1(),
+    "joint": JointExpectedF1(),
 }
 """The decoders that can be asked for by name."""
 
-_KINDS = {kind.__name__: kind for kind in (Threshold, TunedThreshold, ExpectedF1)}
+_KINDS = {kind.__name__: kind for kind in (Threshold, TunedThreshold, ExpectedF1, JointExpectedF1)}
 
 
 def as_method(method: str | Method) -> Method:
@@ -40,7 +42,7 @@ def as_method(method: str | Method) -> Method:
     return methods[method]()
 
 
-def as_decoder(decoder: str | Decoder) -> Decoder:
+def as_decoder(decoder: str | Decoder | JointExpectedF1) -> Decoder | JointExpectedF1:
     """Return a decoder given by name or as it is.
 
     Raises:
@@ -60,7 +62,7 @@ def as_decoder(decoder: str | Decoder) -> Decoder:
     return decoder
 
 
-def decoder_to_dict(decoder: Decoder | FittedDecoder) -> dict[str, Any]:
+def decoder_to_dict(decoder: Decoder | FittedDecoder | JointExpectedF1) -> dict[str, Any]:
     """Return a decoder as plain values; `decoder_from_dict` undoes it.
 
     Raises:

@@ -1,0 +1,69 @@
+"""A fitted estimator as plain values, but for its models, and back."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+
+from structured._parameters import plain
+from structured.methods import from_dict, to_dict
+from structured.models import Models
+from structured.named import decoder_from_dict, decoder_to_dict
+
+if TYPE_CHECKING:
+    from structured.estimators import MultiLabelClassifier
+
+C = TypeVar("C", bound="MultiLabelClassifier")
+
+
+def describe(classifier: MultiLabelClassifier) -> dict[str, Any]:
+    """Return parameters and what was fitted; a `random_state` that is no number becomes None.
+
+    Raises:
+        TypeError: A parameter is an object of the user's own.
+    """
+    params = {key: plain(value) for key, value in classifier.get_params(deep=False).items()}
+    if isinstance(params["random_state"], np.random.RandomState):
+        params["random_state"] = None
+    if not isinstance(classifier.method, str):
+        params["method"] = to_dict(classifier.method)
+    if not isinstance(classifier.decoder, str):
+        params["decoder"] = decoder_to_dict(classifier.decoder)
+    fitted = {
+        "decoder": decoder_to_dict(classifier.decoder_),
+        "history": classifier.history_,
+        "best_epoch": classifier.best_epoch_,
+        "indicators": classifier._indicators,
+        "features": classifier.n_features_in_,
+        "feature_names": list(getattr(classifier, "feature_names_in_", ())),
+        "labels": len(classifier.classes_),
+    }
+    return {"parameters": params, "fitted": fitted}
+
+
+def restore(cls: type[C], described: dict[str, Any], models: Models) -> C:
+    """Return the estimator that `describe` was called on.
+
+    Args:
+        cls: its class.
+        described: what `describe` returned.
+        models: trained.
+    """
+    params, fitted = dict(described["parameters"]), described["fitted"]
+    if not isinstance(params["method"], str):
+        params["method"] = from_dict(params["method"])
+    if not isinstance(params["decoder"], str):
+        params["decoder"] = decoder_from_dict(params["decoder"])
+    found = cls(**params)
+    found.models_ = models
+    found.decoder_ = decoder_from_dict(fitted["decoder"])
+    found.classes_ = np.arange(fitted["labels"])
+    found.n_features_in_ = fitted["features"]
+    if fitted["feature_names"]:
+        found.feature_names_in_ = np.array(fitted["feature_names"], dtype=object)
+    found.history_ = fitted["history"]
+    found.n_iter_ = len(found.history_)
+    found.best_epoch_ = fitted["best_epoch"]
+    found._indicators = fitted["indicators"]
+    return found
