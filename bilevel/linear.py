@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -13,6 +12,19 @@ from torch import Tensor
 from bilevel import _transforms
 from bilevel._closures import follows
 from bilevel._guard import without_autocast
+from bilevel._system import (
+    Progress,
+    System,
+    arrived,
+    asks,
+    extremes,
+    figures,
+    gathered,
+    largest,
+    scaled,
+    verdict,
+    warm_start,
+)
 from bilevel.errors import (
     ConvergenceWarning,
     InputError,
@@ -22,9 +34,9 @@ from bilevel.errors import (
     outside,
 )
 from bilevel.operators import LinearOperator, as_rows, described, facts
-from bilevel.solution import ColumnStats, Result, Solution, State, Stats
+from bilevel.solution import ColumnStats, Result, Solution, State
 from bilevel.solvers.auto import Auto
-from bilevel.solvers.base import FLAGS, OK, Outcome, Solver, column, dot
+from bilevel.solvers.base import OK, Solver, column
 
 OnFailure = Literal["warn", "raise", "ignore"]
 
@@ -99,8 +111,12 @@ def solve_rows(
     initial: Tensor | None = None,
     state: State | None = None,
     on_failure: OnFailure = "warn",
+    spectrum: bool = True,
 ) -> Solution:
-    """:func:`solve` on rows ``[k, n]``, for the rest of the package."""
+    """:func:`solve` on rows ``[k, n]``, for the rest of the package.
+
+    Without ``spectrum`` the Ritz values, which cost an eigendecomposition, are left out.
+    """
     solver = check_options(solver, on_failure)
     if solver.needs_symmetric and not operator.symmetric:
         raise InputError(
@@ -116,9 +132,9 @@ def solve_rows(
         )
     # The caller's autocast is for the caller's functions: a solve in bfloat16 meets no tolerance.
     with torch.no_grad(), without_autocast(operator.device):
-        solution = _solve(_Counted(operator, len(rows)), rows, solver, initial, state)
+        solution = _solve(_Counted(operator, len(rows)), rows, solver, initial, state, spectrum)
     if not solution.result.ok:
-        _report(solution, solver, on_failure)
+        report(solution, solver, on_failure)
     return solution
 
 
@@ -178,112 +194,51 @@ class _Prepared(dict[str, Tensor]):
         )
 
 
-@dataclass(frozen=True)
-class _Progress:
-    """Where the rows of a scaled system stand."""
-
-    value: Tensor
-    remaining: Tensor
-    norm: Tensor
-    flag: Tensor
-    iterations: Tensor
-
-
 def _solve(
     operator: _Counted,
     rows: Tensor,
     solver: Solver,
     initial: Tensor | None,
     state: State | None,
+    spectrum: bool,
 ) -> Solution:
     if rows.shape[1] == 0:
         return _nothing_to_solve(rows, state)
     # The largest entry, not the norm: squaring 1e-30 in float32 would make it vanish.
-    scale = _largest(rows)
+    scale = largest(rows)
     _require_finite(scale, "b")
     if not bool(scale.any()):
         return _nothing_to_solve(rows, state)
-    scale = torch.where(scale > 0, scale, 1.0)
-    rhs = rows / column(scale)
-    size = torch.linalg.vector_norm(rhs, dim=1)
-    rtol, atol = solver.tolerances(rows.dtype)
-    asked = rtol is not None or atol > 0
-    # Also a fixed budget stops at rounding, past which further steps only add noise.
-    target = torch.maximum((rtol or 0.0) * size, atol / scale)
-    target = torch.maximum(target, torch.finfo(rows.dtype).eps * size)
-
-    start, remaining = None, rhs
+    system = scaled(rows, scale, solver)
+    start = None
     if initial is not None:
         _require_finite(initial, "initial")
-        start, remaining = _warm_start(operator, rhs, initial / column(scale))
+        start = warm_start(operator, system, initial)
     state = _Prepared(state or solver.init(operator))
-    outcome = solver.compute(operator, remaining, target, state)
-    value = outcome.value if start is None else start + outcome.value
-    remaining = outcome.residual
-    if remaining is None:
-        memory = torch.empty_like(value)
-        remaining = torch.sub(rhs, operator.rows_into(value, memory), out=memory)
-    norm = torch.linalg.vector_norm(remaining, dim=1)
-    progress = _Progress(value, remaining, norm, outcome.flag, outcome.iterations)
+    outcome = solver.compute(
+        operator, system.rhs if start is None else start.remaining, system.target, state
+    )
+    progress = arrived(operator, system, start, outcome)
     budget = solver.steps(operator.size)
+    asked = asks(solver, rows.dtype)
     if asked:
-        progress = _refine(operator, rhs, solver, target, state, progress, budget)
-
-    answer = progress.value
-    curvature = torch.minimum(outcome.curvature, _curvature_along(answer, rhs, progress, size))
-    done = (progress.iterations, progress.flag, progress.norm)
-    figures = (*done, size, target, curvature, scale, _largest(answer))
-    wide = torch.promote_types(rows.dtype, torch.float32)  # half precision cannot count to 500
-    table = torch.stack([figure.to(wide) for figure in figures], dim=1)
-    columns = tuple(_column(row, asked, budget, solver.growth) for row in table.tolist())
-    stats = _stats(columns, operator.products, _extremes(outcome))
-    return Solution(answer * column(scale), _worst(columns), stats, dict(state))
-
-
-def _curvature_along(answer: Tensor, rhs: Tensor, progress: _Progress, size: Tensor) -> Tensor:
-    """``x'Ax / x'x`` of the answer itself, one more direction seen at no further product.
-
-    Infinite where rounding hides it: an answer far too short hardly moves the residual.
-    """
-    kind = torch.finfo(answer.dtype)
-    square = dot(answer, answer)
-    product = dot(answer, rhs) - dot(answer, progress.remaining)
-    noise = 16 * kind.eps * square.sqrt() * (size + progress.norm)
-    seen = (square > kind.tiny) & square.isfinite() & (product.abs() > noise)
-    return torch.where(seen, product / square, math.inf)
-
-
-def _extremes(outcome: Outcome) -> tuple[float, float] | None:
-    """The extreme Ritz values over all rows."""
-    if outcome.ritz is None:
-        return None
-    lowest, highest = float(outcome.ritz[0].min()), float(outcome.ritz[1].max())
-    return (lowest, highest) if lowest <= highest else None
-
-
-def _largest(rows: Tensor) -> Tensor:
-    """The largest absolute entry of every row, ``[k]``."""
-    return torch.maximum(rows.amax(1), -rows.amin(1))  # no abs(): it would need a copy
-
-
-def _warm_start(operator: LinearOperator, rhs: Tensor, initial: Tensor) -> tuple[Tensor, Tensor]:
-    """The first guess and its residual; rows where the guess is worse than zero start at zero."""
-    remaining = rhs - operator.rows(initial)
-    better = torch.linalg.vector_norm(remaining, dim=1) < torch.linalg.vector_norm(rhs, dim=1)
-    better = column(better)
-    return torch.where(better, initial, 0.0), torch.where(better, remaining, rhs)
+        progress = _refine(operator, system, solver, state, progress, budget)
+    table = figures(system, progress, outcome.curvature).tolist()
+    ritz = extremes(outcome) if spectrum else None
+    answer = progress.value * column(system.scale)
+    return verdict(answer, table, asked, budget, solver, operator.products, ritz, dict(state))
 
 
 def _refine(
     operator: LinearOperator,
-    rhs: Tensor,
+    system: System,
     solver: Solver,
-    target: Tensor,
     state: State,
-    progress: _Progress,
+    progress: Progress,
     budget: float,
-) -> _Progress:
+) -> Progress:
     """Go on from the true residual where the solver stopped early but did not arrive."""
+    rhs, target = system.rhs, system.target
     for _ in range(_ROUNDS):
         at = progress
         short = (at.norm > target) & (at.flag == OK) & (at.iterations < budget)
@@ -296,7 +251,7 @@ def _refine(
         remaining = rhs - operator.rows(value)
         norm = torch.linalg.vector_norm(remaining, dim=1)
         better = norm < at.norm
-        progress = _Progress(
+        progress = Progress(
             torch.where(column(better), value, at.value),
             torch.where(column(better), remaining, at.remaining),
             torch.where(better, norm, at.norm),
@@ -308,53 +263,10 @@ def _refine(
     return progress
 
 
-def _column(figures: list[float], asked: bool, budget: float, growth: float) -> ColumnStats:
-    iterations, flag, norm, size, target, curvature, scale, largest = figures
-    if not (math.isfinite(norm) and math.isfinite(largest)) or math.isnan(curvature):
-        result = Result.NON_FINITE
-    elif asked and norm <= 1.01 * target:
-        result = Result.SUCCESS
-    elif flag != OK:
-        result = FLAGS[int(flag)]
-    elif norm > growth * size:
-        result = Result.DIVERGED
-    elif not asked:
-        result = Result.TRUNCATED
-    else:
-        result = Result.BUDGET if iterations >= budget else Result.STAGNATED
-    return ColumnStats(
-        result=result,
-        iterations=int(iterations),
-        residual=norm * scale,
-        relative_residual=norm / size if size else 0.0,
-        smallest_curvature=curvature if math.isfinite(curvature) else None,
-    )
-
-
-def _worst(columns: tuple[ColumnStats, ...]) -> Result:
-    order = list(Result)
-    return max((c.result for c in columns), key=order.index, default=Result.SUCCESS)
-
-
-def _stats(
-    columns: tuple[ColumnStats, ...], products: int, ritz: tuple[float, float] | None
-) -> Stats:
-    seen = [c.smallest_curvature for c in columns if c.smallest_curvature is not None]
-    return Stats(
-        iterations=max((c.iterations for c in columns), default=0),
-        products=products,
-        residual=max((c.residual for c in columns), default=0.0),
-        relative_residual=max((c.relative_residual for c in columns), default=0.0),
-        smallest_curvature=min(seen) if seen else None,
-        ritz=ritz,
-        columns=columns,
-    )
-
-
 def _nothing_to_solve(rows: Tensor, state: State | None) -> Solution:
     zero = ColumnStats(Result.SUCCESS, 0, 0.0, 0.0, None)
-    columns = (zero,) * rows.shape[0]
-    return Solution(torch.zeros_like(rows), Result.SUCCESS, _stats(columns, 0, None), state or {})
+    stats = gathered((zero,) * rows.shape[0], 0, None)
+    return Solution(torch.zeros_like(rows), Result.SUCCESS, stats, state or {})
 
 
 def _refuse_transforms(operator: LinearOperator, b: Any, initial: Any) -> None:
@@ -377,7 +289,8 @@ def _require_finite(tensor: Tensor, argument: str) -> None:
         raise NonFiniteError(f"{argument} holds a NaN or an infinity; nothing was solved.")
 
 
-def _report(solution: Solution, solver: Solver, on_failure: OnFailure) -> None:
+def report(solution: Solution, solver: Solver, on_failure: OnFailure) -> None:
+    """Raise, warn or keep silent about a solve that failed."""
     stats = solution.stats
     text = (
         f"{type(solver).__name__}: {solution.result.name} after {stats.iterations} step(s) and "

@@ -148,7 +148,13 @@ class ImplicitProblem:
             refuse_unused("inner", inner.unused, point.theta_tree, "theta")
         operator = self._operator(inner, point)
         solution = solve_rows(
-            operator, slope.unsqueeze(0), self.solver, guess, state, self.on_failure
+            operator,
+            slope.unsqueeze(0),
+            self.solver,
+            guess,
+            state,
+            self.on_failure,
+            spectrum=return_info,
         )
         self._name_negative_curvature(solution)
         adjoint = solution.value.squeeze(0)

@@ -23,6 +23,7 @@ LAYERS = (
     ("_spectrum",),
     ("preconditioners",),
     ("solvers",),
+    ("_system",),
     ("linear",),
     ("products",),
     ("curvature", "_point"),

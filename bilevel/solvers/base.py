@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -14,6 +15,9 @@ from bilevel._spectrum import settled
 from bilevel.errors import InputError
 from bilevel.operators import LinearOperator
 from bilevel.solution import Result, State
+
+Carry = dict[str, Tensor]
+"""What one step hands to the next."""
 
 Tolerance = float | Literal["auto"] | None
 
@@ -38,6 +42,8 @@ class Outcome:
         residual: ``b - A x`` as ``[k, n]``, where the solver holds it exactly; else None.
         ritz: smallest and largest Ritz value of each row, ``[k]`` both, where they come for
             nothing; infinite where a row took no step.
+        tridiagonal: what they are the eigenvalues of, for :func:`bilevel._spectrum.ritz`, where
+            the solver leaves that to whoever asks for them.
     """
 
     value: Tensor
@@ -46,6 +52,7 @@ class Outcome:
     curvature: Tensor
     residual: Tensor | None = None
     ritz: tuple[Tensor, Tensor] | None = None
+    tridiagonal: tuple[Tensor, Tensor] | None = None
 
 
 class Solver(abc.ABC):
@@ -81,6 +88,11 @@ class Solver(abc.ABC):
     def tolerances(self, dtype: torch.dtype) -> tuple[float | None, float]:
         """``(rtol, atol)`` in force for a dtype; rtol None means a fixed budget."""
         return None, 0.0
+
+    @property
+    def fixed(self) -> bool:
+        """Whether all steps are taken, whatever becomes of the residual."""
+        return self.tolerances(torch.float64) == (None, 0.0)
 
     def steps(self, size: int) -> float:
         """The step budget for an operator of this size; infinite for a direct solver."""
@@ -172,25 +184,77 @@ def check_interval(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 8
 
 
-class CurvatureTrack:
-    """The curvature ``p'Ap / p'p`` of the directions each row has seen; read after the loop.
+class Stepwise(Solver):
+    """A solver whose step is one function of what it carries, so that steps can be compiled.
+
+    What is carried is a dict of tensors, row by row; a record is what a step leaves behind for
+    :meth:`finish`, ``[k]`` each. None of the three methods reads a number back from the device.
+    """
+
+    @abc.abstractmethod
+    def begin(self, rhs: Tensor, target: Tensor, state: State) -> Carry:
+        """What the first step starts from; arguments as in :meth:`Solver.compute`."""
+
+    @abc.abstractmethod
+    def advance(
+        self, operator: LinearOperator, carry: Carry, state: State
+    ) -> tuple[Carry, tuple[Tensor, ...]]:
+        """One step: what the next one starts from, and the record. May write into the old one."""
+
+    @abc.abstractmethod
+    def finish(
+        self, carry: Carry, records: Sequence[Tensor], state: State, symmetric: bool
+    ) -> Outcome:
+        """The outcome, from the records of all steps stacked as ``[steps, k]`` each."""
+
+    def compute(
+        self, operator: LinearOperator, rhs: Tensor, target: Tensor, state: State
+    ) -> Outcome:
+        carry = self.begin(rhs, target, state)
+        nothing = rhs.new_zeros(rhs.shape[0])
+        records: list[tuple[Tensor, ...]] = []
+        every = check_interval(rhs.device)
+        for step in range(int(self.steps(operator.size))):
+            if not self.fixed and step % every == 0 and not bool(carry["active"].any()):
+                break
+            carry, record = self.advance(operator, carry, state)
+            records.append(record)
+        if not records:
+            flag = torch.where(carry.get("lost", nothing > 0), BREAKDOWN, OK)
+            return Outcome(carry["x"], torch.zeros_like(flag), flag, nothing + math.inf)
+        stacked = [torch.stack(column) for column in zip(*records, strict=True)]
+        return self.finish(carry, stacked, state, operator.symmetric)
+
+
+def lowest_curvature(
+    along: Tensor, square: Tensor, active: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The smallest ``p'Ap / p'p`` of each row, and which rows met a negative and which a zero one.
 
     Curvature within rounding of zero, measured against the largest seen, counts as zero.
+
+    Args:
+        along: ``p'Ap`` of every step, ``[steps, k]``.
+        square: ``p'p``, the same.
+        active: which rows were still at work.
     """
+    seen = torch.where(active, along / square, math.inf)
+    largest = torch.where(seen.isinf(), 0.0, seen).abs().amax(0)
+    smallest = settled(seen.amin(0), largest, 16 * torch.finfo(along.dtype).eps)
+    return smallest, smallest < 0, smallest == 0
+
+
+class CurvatureTrack:
+    """The curvature ``p'Ap / p'p`` of the directions each row has seen; read after the loop."""
 
     def __init__(self, rows: Tensor) -> None:
         nothing = rows.new_zeros(rows.shape[0])
         self._seen = [(nothing, nothing, nothing > 0)]
-        self._noise = 16 * torch.finfo(rows.dtype).eps
 
     def note(self, along: Tensor, square: Tensor, active: Tensor) -> None:
         """Take note of ``p'Ap`` and ``p'p``, ``[k]`` each, of the rows still at work."""
         self._seen.append((along, square, active))
 
     def read(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The smallest seen, and which rows met a negative and which a zero curvature."""
-        along, square, active = map(torch.stack, zip(*self._seen, strict=True))
-        seen = torch.where(active, along / square, math.inf)
-        largest = torch.where(seen.isinf(), 0.0, seen).abs().amax(0)
-        smallest = settled(seen.amin(0), largest, self._noise)
-        return smallest, smallest < 0, smallest == 0
+        """See :func:`lowest_curvature`."""
+        return lowest_curvature(*map(torch.stack, zip(*self._seen, strict=True)))

@@ -66,7 +66,7 @@ class BiCGStab(Iterative):
         every = check_interval(rhs.device)
 
         for step in range(self.steps(operator.size)):
-            if step % every == 0 and not bool(active.any()):
+            if not self.fixed and step % every == 0 and not bool(active.any()):
                 break
             p_hat = precondition(self.preconditioner, state, p)
             v = operator.rows(p_hat)

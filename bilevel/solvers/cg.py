@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bilevel._spectrum import ritz
 from bilevel.operators import LinearOperator
 from bilevel.preconditioners import PreconditionerLike, precondition, prepare
 from bilevel.solution import State
 from bilevel.solvers.base import (
     BREAKDOWN,
     NEGATIVE,
+    OK,
     SINGULAR,
-    CurvatureTrack,
+    Carry,
     Iterative,
     Outcome,
-    check_interval,
+    Stepwise,
     column,
     dot,
+    lowest_curvature,
 )
 
 
 @dataclass(frozen=True)
-class CG(Iterative):
+class CG(Stepwise, Iterative):
     """Conjugate gradients for symmetric positive definite operators.
 
     Exact after n steps in exact arithmetic; the error falls like
@@ -61,64 +63,68 @@ class CG(Iterative):
     def init(self, operator: LinearOperator) -> State:
         return prepare(self.preconditioner, operator)
 
-    def compute(
-        self, operator: LinearOperator, rhs: Tensor, target: Tensor, state: State
-    ) -> Outcome:
-        x = torch.zeros_like(rhs)
+    def begin(self, rhs: Tensor, target: Tensor, state: State) -> Carry:
         r = rhs.clone()
         z = precondition(self.preconditioner, state, r)
-        p, ap = z.clone(), torch.empty_like(rhs)
         rz = dot(r, z)
         floor = target.square()
         active = dot(r, r) > floor
         lost = active & (rz <= 0)
-        active = active & ~lost
-        track = CurvatureTrack(rhs)
-        largest = torch.zeros_like(rz)
-        rounding = 16 * torch.finfo(rhs.dtype).eps
-        every = check_interval(rhs.device)
-        alphas: list[Tensor] = []
-        betas: list[Tensor] = []
+        return {
+            "x": torch.zeros_like(rhs),
+            "r": r,
+            "p": z.clone(),
+            "ap": torch.empty_like(rhs),
+            "rz": rz,
+            "floor": floor,
+            "largest": torch.zeros_like(rz),
+            "active": active & ~lost,
+            "lost": lost,
+        }
 
-        for step in range(self.steps(operator.size)):
-            if step % every == 0 and not bool(active.any()):
-                break
-            ap = operator.rows_into(p, ap)
-            pap = dot(p, ap)
-            square = dot(p, p)
-            track.note(pap, square, active)
-            curvature = pap / square
-            largest = torch.maximum(largest, curvature)
-            active = active & (curvature > rounding * largest)
-            alpha = torch.where(active, rz / pap, 0.0)
-            x.addcmul_(column(alpha), p)
-            r.addcmul_(column(alpha), ap, value=-1.0)
-            z = precondition(self.preconditioner, state, r)
-            rz_next = dot(r, z)
-            beta = torch.where(active, rz_next / rz, 0.0)
-            alphas.append(alpha)
-            betas.append(beta)
-            # The direction comes from the residual of this very step: a stale one breaks
-            # conjugacy without any other sign.
-            torch.addcmul(z, column(beta), p, out=p)
-            rz = rz_next
-            if self.preconditioner is None:
-                active = active & (rz > floor)
-            else:
-                active = active & (dot(r, r) > floor)
-                lost = lost | (active & (rz <= 0))
-                active = active & ~lost
+    def advance(
+        self, operator: LinearOperator, carry: Carry, state: State
+    ) -> tuple[Carry, tuple[Tensor, ...]]:
+        x, r, p, rz, active = (carry[name] for name in ("x", "r", "p", "rz", "active"))
+        ap = operator.rows_into(p, carry["ap"])
+        pap = dot(p, ap)
+        square = dot(p, p)
+        record = (pap, square, active)
+        curvature = pap / square
+        largest = torch.maximum(carry["largest"], curvature)
+        rounding = 16 * torch.finfo(r.dtype).eps
+        active = active & (curvature > rounding * largest)
+        alpha = torch.where(active, rz / pap, 0.0)
+        x.addcmul_(column(alpha), p)
+        r.addcmul_(column(alpha), ap, value=-1.0)
+        z = precondition(self.preconditioner, state, r)
+        rz_next = dot(r, z)
+        beta = torch.where(active, rz_next / rz, 0.0)
+        # The direction comes from the residual of this very step: a stale one breaks
+        # conjugacy without any other sign.
+        torch.addcmul(z, column(beta), p, out=p)
+        lost = carry["lost"]
+        if self.preconditioner is None:
+            active = active & (rz_next > carry["floor"])
+        else:
+            active = active & (dot(r, r) > carry["floor"])
+            lost = lost | (active & (rz_next <= 0))
+            active = active & ~lost
+        after = {"ap": ap, "rz": rz_next, "largest": largest, "active": active, "lost": lost}
+        return {**carry, **after}, (*record, alpha, beta)
 
-        smallest, negative, singular = track.read()
-        flag = torch.where(lost, BREAKDOWN, 0)
+    def finish(
+        self, carry: Carry, records: Sequence[Tensor], state: State, symmetric: bool
+    ) -> Outcome:
+        *seen, alpha, beta = records
+        smallest, negative, singular = lowest_curvature(*seen)
+        flag = torch.where(carry["lost"], BREAKDOWN, OK)
         flag = torch.where(negative, NEGATIVE, torch.where(singular, SINGULAR, flag))
-        if not alphas:
-            return Outcome(x, torch.zeros_like(flag), flag, smallest)
-        alpha, beta = torch.stack(alphas, dim=1), torch.stack(betas, dim=1)
-        iterations = (alpha > 0).sum(1)
-        extremes = None
+        tridiagonal = None
         if self.preconditioner is None:
             # Golub and Van Loan, Matrix computations, section 11.3: the Lanczos coefficients.
+            alpha, beta = alpha.T, beta.T
             before = torch.nn.functional.pad(beta / alpha, (1, -1))
-            extremes = ritz(1 / alpha + before, beta.sqrt() / alpha, iterations)
-        return Outcome(x, iterations, flag, smallest, ritz=extremes)
+            tridiagonal = (1 / alpha + before, beta.sqrt() / alpha)
+        iterations = (records[-2] > 0).sum(0)
+        return Outcome(carry["x"], iterations, flag, smallest, tridiagonal=tridiagonal)

@@ -108,7 +108,7 @@ class Chebyshev(Iterative):
         every = check_interval(rhs.device)
 
         for step in range(self.steps(operator.size)):
-            if step % every == 0 and not bool(active.any()):
+            if not self.fixed and step % every == 0 and not bool(active.any()):
                 break
             product = operator.rows(d)
             square = dot(d, d)

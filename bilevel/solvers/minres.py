@@ -87,7 +87,7 @@ class MINRES(Iterative):
         working: list[Tensor] = []
 
         for step in range(self.steps(operator.size)):
-            if step % every == 0 and not bool(active.any()):
+            if not self.fixed and step % every == 0 and not bool(active.any()):
                 break
             v = z * column(ratio(torch.ones_like(beta), beta))
             y = operator.rows(v)

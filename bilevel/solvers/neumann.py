@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -17,15 +18,16 @@ from bilevel.solvers.base import (
     NEGATIVE,
     OK,
     SINGULAR,
-    CurvatureTrack,
+    Carry,
     Outcome,
     Solver,
+    Stepwise,
     Tolerance,
     check_count,
-    check_interval,
     check_tolerances,
     column,
     dot,
+    lowest_curvature,
     ratio,
     resolve_rtol,
 )
@@ -34,7 +36,7 @@ _LANCZOS_STEPS = 8
 
 
 @dataclass(frozen=True)
-class Neumann(Solver):
+class Neumann(Stepwise):
     """``step * sum_{j < terms} (I - step A)^j b``: one product a term, a fixed amount of work.
 
     The error is exactly ``(I - step A)^terms A^-1 b``; the residual ``(I - step A)^terms b`` falls
@@ -96,43 +98,51 @@ class Neumann(Solver):
         largest = torch.maximum(spectrum.highest, -spectrum.lowest)
         return {"step": ratio(torch.ones_like(largest), largest), "lowest": spectrum.lowest}
 
-    def compute(
-        self, operator: LinearOperator, rhs: Tensor, target: Tensor, state: State
-    ) -> Outcome:
-        step = state["step"] if self.step == "auto" else rhs.new_full((1,), self.step)
+    def begin(self, rhs: Tensor, target: Tensor, state: State) -> Carry:
         power = rhs.clone()
-        total, product = torch.zeros_like(rhs), torch.empty_like(rhs)
-        track = CurvatureTrack(rhs)
+        square = dot(power, power)
         floor = target.square()
-        square = start = dot(power, power)
         # Past this no digit of the answer is right, and to go on would end in infinities.
-        ceiling = start / torch.finfo(rhs.dtype).eps ** 2
-        working: list[Tensor] = []
-        early = self.rtol is not None or self.atol > 0
-        every = check_interval(rhs.device)
+        ceiling = square / torch.finfo(rhs.dtype).eps ** 2
+        return {
+            "x": torch.zeros_like(rhs),
+            "power": power,
+            "product": torch.empty_like(rhs),
+            "square": square,
+            "start": square,
+            "floor": floor,
+            "ceiling": ceiling,
+            "step": state["step"] if self.step == "auto" else rhs.new_full((1,), self.step),
+            "active": (square > floor) & (square < ceiling),
+        }
 
-        for term in range(self.terms):
-            # A row that has arrived, or is lost, no longer moves and so stays where it is.
-            active = (square > floor) & (square < ceiling)
-            if early and term % every == 0 and not bool(active.any()):
-                break
-            product = operator.rows_into(power, product)
-            track.note(dot(power, product), square, active)
-            move = column(active * step)
-            total.addcmul_(power, move)
-            power.addcmul_(product, move, value=-1.0)
-            square = dot(power, power)
-            working.append(active)
+    def advance(
+        self, operator: LinearOperator, carry: Carry, state: State
+    ) -> tuple[Carry, tuple[Tensor, ...]]:
+        total, power, active = carry["x"], carry["power"], carry["active"]
+        product = operator.rows_into(power, carry["product"])
+        record = (dot(power, product), carry["square"], active)
+        # A row that has arrived, or is lost, no longer moves and so stays where it is.
+        move = column(active * carry["step"])
+        total.addcmul_(power, move)
+        power.addcmul_(product, move, value=-1.0)
+        square = dot(power, power)
+        active = (square > carry["floor"]) & (square < carry["ceiling"])
+        return {**carry, "product": product, "square": square, "active": active}, record
 
-        iterations = torch.stack(working).sum(0) if working else torch.zeros_like(floor)
-        smallest, negative, singular = track.read()
-        rounding = torch.finfo(rhs.dtype).eps
+    def finish(
+        self, carry: Carry, records: Sequence[Tensor], state: State, symmetric: bool
+    ) -> Outcome:
+        power, square = carry["power"], carry["square"]
+        iterations = records[2].sum(0)
+        smallest, negative, singular = lowest_curvature(*records)
+        rounding = torch.finfo(power.dtype).eps
         if self.step == "auto":
             # The Lanczos steps may have met what b does not feel.
             smallest = torch.minimum(smallest, state["lowest"])
             negative = negative | (state["lowest"] < 0)
         # What is left of a series that has converged is rounding, whose curvature says nothing.
-        singular = singular & (square > rounding * start)
+        singular = singular & (square > rounding * carry["start"])
         flag = torch.where(negative, NEGATIVE, torch.where(singular, SINGULAR, OK))
-        flag = flag if operator.symmetric else torch.zeros_like(flag)
-        return Outcome(total, iterations, flag, smallest, residual=power)
+        flag = flag if symmetric else torch.zeros_like(flag)
+        return Outcome(carry["x"], iterations, flag, smallest, residual=power)

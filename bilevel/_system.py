@@ -1,0 +1,184 @@
+"""A linear system in the scale it is solved in, where its rows stand, and what to say of that."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bilevel._spectrum import ritz
+from bilevel.operators import LinearOperator
+from bilevel.solution import ColumnStats, Result, Solution, State, Stats
+from bilevel.solvers.base import FLAGS, OK, Outcome, Solver, column, dot
+
+
+@dataclass(frozen=True)
+class System:
+    """Right-hand sides scaled to a largest entry of one, their norms, and the residuals to reach.
+
+    ``rhs`` is ``[k, n]``; ``scale``, ``size`` and ``target`` are ``[k]``.
+    """
+
+    rhs: Tensor
+    scale: Tensor
+    size: Tensor
+    target: Tensor
+
+
+@dataclass(frozen=True)
+class Start:
+    """A first guess and its residual, ``[k, n]`` both."""
+
+    value: Tensor
+    remaining: Tensor
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where the rows of a scaled system stand."""
+
+    value: Tensor
+    remaining: Tensor
+    norm: Tensor
+    flag: Tensor
+    iterations: Tensor
+
+
+def asks(solver: Solver, dtype: torch.dtype) -> bool:
+    """Whether a solver has a tolerance to meet."""
+    rtol, atol = solver.tolerances(dtype)
+    return rtol is not None or atol > 0
+
+
+def scaled(rows: Tensor, scale: Tensor, solver: Solver) -> System:
+    """The system with its largest entries, ``scale``, divided out."""
+    scale = torch.where(scale > 0, scale, 1.0)
+    rhs = rows / column(scale)
+    size = torch.linalg.vector_norm(rhs, dim=1)
+    rtol, atol = solver.tolerances(rows.dtype)
+    # Also a fixed budget stops at rounding, past which further steps only add noise.
+    target = torch.maximum((rtol or 0.0) * size, atol / scale)
+    return System(rhs, scale, size, torch.maximum(target, torch.finfo(rows.dtype).eps * size))
+
+
+def warm_start(operator: LinearOperator, system: System, initial: Tensor) -> Start:
+    """The first guess and its residual; rows where the guess is worse than zero start at zero."""
+    guess = initial / column(system.scale)
+    remaining = system.rhs - operator.rows(guess)
+    size = torch.linalg.vector_norm(remaining, dim=1)
+    better = column(size < torch.linalg.vector_norm(system.rhs, dim=1))
+    return Start(torch.where(better, guess, 0.0), torch.where(better, remaining, system.rhs))
+
+
+def arrived(
+    operator: LinearOperator, system: System, start: Start | None, outcome: Outcome
+) -> Progress:
+    """Where the rows stand after a solve, by the true residual."""
+    value = outcome.value if start is None else start.value + outcome.value
+    remaining = outcome.residual
+    if remaining is None:
+        memory = torch.empty_like(value)
+        remaining = torch.sub(system.rhs, operator.rows_into(value, memory), out=memory)
+    norm = torch.linalg.vector_norm(remaining, dim=1)
+    return Progress(value, remaining, norm, outcome.flag, outcome.iterations)
+
+
+def figures(system: System, progress: Progress, curvature: Tensor) -> Tensor:
+    """All that :func:`verdict` reads, ``[k, 8]``, to be brought from the device at once."""
+    curvature = torch.minimum(curvature, _curvature_along(system, progress))
+    done = (progress.iterations, progress.flag, progress.norm)
+    figures = (*done, system.size, system.target, curvature, system.scale, largest(progress.value))
+    # Half precision cannot count to 500.
+    wide = torch.promote_types(system.rhs.dtype, torch.float32)
+    return torch.stack([figure.to(wide) for figure in figures], dim=1)
+
+
+def verdict(
+    answer: Tensor,
+    table: list[list[float]],
+    asked: bool,
+    budget: float,
+    solver: Solver,
+    products: int,
+    ritz: tuple[float, float] | None,
+    state: State,
+) -> Solution:
+    """The answer with what became of it, from the figures."""
+    columns = tuple(_column(row, asked, budget, solver.growth) for row in table)
+    return Solution(answer, _worst(columns), gathered(columns, products, ritz), state)
+
+
+def _curvature_along(system: System, progress: Progress) -> Tensor:
+    """``x'Ax / x'x`` of the answer itself, one more direction seen at no further product.
+
+    Infinite where rounding hides it: an answer far too short hardly moves the residual.
+    """
+    answer, rhs, size = progress.value, system.rhs, system.size
+    kind = torch.finfo(answer.dtype)
+    square = dot(answer, answer)
+    product = dot(answer, rhs) - dot(answer, progress.remaining)
+    noise = 16 * kind.eps * square.sqrt() * (size + progress.norm)
+    seen = (square > kind.tiny) & square.isfinite() & (product.abs() > noise)
+    return torch.where(seen, product / square, math.inf)
+
+
+def extremes(outcome: Outcome) -> tuple[float, float] | None:
+    """The extreme Ritz values over all rows."""
+    values = outcome.ritz
+    if outcome.tridiagonal is not None:
+        values = ritz(*outcome.tridiagonal, outcome.iterations)
+    if values is None:
+        return None
+    lowest, highest = float(values[0].min()), float(values[1].max())
+    return (lowest, highest) if lowest <= highest else None
+
+
+def largest(rows: Tensor) -> Tensor:
+    """The largest absolute entry of every row, ``[k]``."""
+    return torch.maximum(rows.amax(1), -rows.amin(1))  # no abs(): it would need a copy
+
+
+def _column(figures: list[float], asked: bool, budget: float, growth: float) -> ColumnStats:
+    iterations, flag, norm, size, target, curvature, scale, largest = figures
+    if not (math.isfinite(norm) and math.isfinite(largest)) or math.isnan(curvature):
+        result = Result.NON_FINITE
+    elif asked and norm <= 1.01 * target:
+        result = Result.SUCCESS
+    elif flag != OK:
+        result = FLAGS[int(flag)]
+    elif norm > growth * size:
+        result = Result.DIVERGED
+    elif not asked:
+        result = Result.TRUNCATED
+    else:
+        result = Result.BUDGET if iterations >= budget else Result.STAGNATED
+    return ColumnStats(
+        result=result,
+        iterations=int(iterations),
+        residual=norm * scale,
+        relative_residual=norm / size if size else 0.0,
+        smallest_curvature=curvature if math.isfinite(curvature) else None,
+    )
+
+
+def _worst(columns: tuple[ColumnStats, ...]) -> Result:
+    order = list(Result)
+    return max((c.result for c in columns), key=order.index, default=Result.SUCCESS)
+
+
+def gathered(
+    columns: tuple[ColumnStats, ...], products: int, ritz: tuple[float, float] | None
+) -> Stats:
+    """The figures of all right-hand sides."""
+    seen = [c.smallest_curvature for c in columns if c.smallest_curvature is not None]
+    return Stats(
+        iterations=max((c.iterations for c in columns), default=0),
+        products=products,
+        residual=max((c.residual for c in columns), default=0.0),
+        relative_residual=max((c.relative_residual for c in columns), default=0.0),
+        smallest_curvature=min(seen) if seen else None,
+        ritz=ritz,
+        columns=columns,
+    )
