@@ -15,9 +15,9 @@ _BUDGET = 2**24
 def best_size(ordered: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     """Return how many of the likeliest labels to predict, and the expected F1 of doing so.
 
-    Sizes are tried up to a limit that grows only for examples not yet *certified*: predicting k
-    labels gives at most ``E[2|y| / (k + |y|)] <= 2 mu / (k + mu)`` (Jensen; mu the expected number
-    of labels), so once that is below the best size found, no larger size can win.
+    Predicting k labels gives at most ``E[2|y| / (k + |y|)] <= 2 mu / (k + mu)`` (Jensen; mu the
+    expected number of labels). So the best of the first sizes says how far to look for each
+    example: no size above ``mu (2 - value) / value`` can win.
 
     Args:
         ordered: probabilities, descending along the last dimension, float64 ``[N, L]``.
@@ -27,18 +27,24 @@ def best_size(ordered: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
         Sizes ``[N]`` (int64) and their expected F1 ``[N]``.
     """
     count, labels = ordered.shape
-    mean = ordered.sum(dim=-1)
     size = torch.zeros(count, dtype=torch.long, device=ordered.device)
     value = torch.zeros(count, dtype=ordered.dtype, device=ordered.device)
-    left = torch.arange(count, device=ordered.device)
-    limit = min(labels, _FIRST_LIMIT)
-    while len(left) > 0:
-        for rows in left.split(max(1, _BUDGET // (limit * limit))):
-            curve = size_curve(ordered[rows], limit, tolerance)
-            value[rows], size[rows] = curve.max(dim=-1)
-        beyond = 2.0 * mean[left] / (limit + 1 + mean[left])
-        left = left[(beyond > value[left]) & (limit < labels)]
-        limit = min(labels, 4 * limit)
+
+    def look(rows: Tensor, limit: int) -> None:
+        value[rows], size[rows] = size_curve(ordered[rows], limit, tolerance).max(dim=-1)
+
+    first = min(labels, _FIRST_LIMIT)
+    for rows in torch.arange(count, device=ordered.device).split(max(1, _BUDGET // first**2)):
+        look(rows, first)
+    mean = ordered.sum(dim=-1)
+    farthest = (mean * (2.0 - value) / value).nan_to_num(labels, labels).clamp(max=labels).long()
+    farthest, left = farthest.sort(descending=True)
+    left, limits = left[farthest > first], farthest[farthest > first].tolist()
+    begin = 0
+    while begin < len(left):  # those that look equally far together
+        end = begin + max(1, _BUDGET // limits[begin] ** 2)
+        look(left[begin:end], limits[begin])
+        begin = end
     return size, value
 
 
