@@ -27,7 +27,7 @@ from structured.models import ModelConfig
 from structured.presets import ALL_METHODS, setting
 from structured.train_config import TrainConfig
 
-REFERENCE = "implicit, contrastive"
+REFERENCE = "implicit contrastive"
 
 
 class Run:
