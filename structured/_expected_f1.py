@@ -143,15 +143,27 @@ def best_from_samples(held: Tensor, weights: Tensor) -> Tensor:
     if useful == 0:
         return torch.zeros_like(marginal)
     sizes = held.sum(dim=1)
-    labels = _possible(marginal, sizes, useful)
-    held = held.gather(1, labels[..., None].expand(-1, -1, held.shape[-1]))
-    size = _best_number(held, weights, sizes, useful)
+    # The likeliest labels alone give a value, and with it the size above which none can win.
+    few = min(useful, _FIRST_LIMIT)
+    likeliest = _columns(held, marginal.topk(few, dim=-1).indices)
+    _, value = _best_number(likeliest, weights, sizes, few)
+    mean = marginal.sum(dim=-1, keepdim=True)
+    farthest = (mean * (2.0 - value) / value).nan_to_num(useful, useful).amax()
+    largest = int(farthest.clamp(min=1, max=useful))
+    labels = _possible(marginal, sizes, largest)
+    held = _columns(held, labels)
+    size, _ = _best_number(held, weights, sizes, largest)
     worth = _mean_of_samples(held, weights * 2.0 / (size + sizes).clamp(min=1))
     ordered = worth.topk(int(size.max()), dim=-1).indices
     taken = torch.arange(ordered.shape[-1], device=held.device) < size
     return torch.zeros_like(marginal).scatter(
         -1, labels.gather(-1, ordered), taken.to(marginal.dtype)
     )
+
+
+def _columns(held: Tensor, labels: Tensor) -> Tensor:
+    """Return the rows of `held` of some labels ``[B, C]`` of each example, ``[B, C, S]``."""
+    return held.gather(1, labels[..., None].expand(-1, -1, held.shape[-1]))
 
 
 def _possible(marginal: Tensor, sizes: Tensor, largest: int) -> Tensor:
@@ -175,8 +187,10 @@ def _possible(marginal: Tensor, sizes: Tensor, largest: int) -> Tensor:
     return marginal.topk(count, dim=-1).indices
 
 
-def _best_number(held: Tensor, weights: Tensor, sizes: Tensor, largest: int) -> Tensor:
-    """Return the size of the best set, at most `largest`, ``[B, 1]``.
+def _best_number(
+    held: Tensor, weights: Tensor, sizes: Tensor, largest: int
+) -> tuple[Tensor, Tensor]:
+    """Return the size of the best set, at most `largest`, and its value, both ``[B, 1]``.
 
     Few sizes are tried at first. V(k), the value of the best set of k, bounds those in between:
     keeping the best k of k' labels gives ``V(k') <= (k' / k) V(k)``, and adding labels up to K
@@ -196,8 +210,8 @@ def _best_number(held: Tensor, weights: Tensor, sizes: Tensor, largest: int) -> 
     if len(others) > 0:
         value = torch.cat([value, _best_of_sizes(held, weights, sizes, others)], dim=-1)
     tried, order = torch.cat([grid, others]).sort()
-    index = torch.cat([empty, value[:, order]], dim=-1).argmax(dim=-1, keepdim=True)
-    return torch.cat([tried.new_zeros(1), tried])[index]
+    value, index = torch.cat([empty, value[:, order]], dim=-1).max(dim=-1, keepdim=True)
+    return torch.cat([tried.new_zeros(1), tried])[index], value
 
 
 def _grid(largest: int, device: torch.device) -> Tensor:
