@@ -237,9 +237,8 @@ class Comparison:
             caption_justify="left",
         )
         table.add_column("method", no_wrap=True)
-        for name in ("seeds", *COLUMNS, "best epoch", "s / epoch", "ms / row"):
-            # In two lines, so that four decoders and the times fit beside each other.
-            table.add_column(name.replace(" ", "\n", 1), justify="right", no_wrap=True)
+        for heading in ("seeds", *_HEADINGS):
+            table.add_column(heading, justify="right", no_wrap=True)
         records = [record for record in self.summary() if record["seeds"]]
         rivals = [record for record in records if record["method"] != self.control]
         best = {
@@ -258,7 +257,7 @@ class Comparison:
                 *cells,
                 f"{record['best_epoch']:.0f}",
                 f"{record['epoch_seconds']:.2f}",
-                "" if predicting is None else f"{predicting:.3g}",
+                "" if predicting is None else f"{1000 * predicting:.1f}",
             )
         return table
 
@@ -283,6 +282,13 @@ class Comparison:
 
 _DERIVED = ("summary", "verdicts")
 _A_CONTROL = "a control"
+# In two lines, so that four decoders and the times fit beside each other.
+_HEADINGS = (
+    *(name.replace(" ", "\n", 1) for name in COLUMNS),
+    "best\nepoch",
+    "s /\nepoch",
+    "µs /\nrow",
+)
 
 
 def _median_if_any(values: Iterable[float | None]) -> float | None:

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from structured.commands.app import app
 from structured.estimators import MultiLabelClassifier
 from structured.methods import Method, from_dict, known, registry, to_dict
+from structured.search import candidates
 from structured.train_config import TrainConfig
 from structured.training import train
 from tests.structured.runs import MODEL, TRAINING, VALIDATION
@@ -70,6 +71,12 @@ def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_bits(
 
 def test_it_is_written_down_and_read_again(smoothed: Any) -> None:
     assert from_dict(to_dict(smoothed(amount=0.3))) == smoothed(amount=0.3)
+
+
+def test_a_search_varies_its_options(smoothed: Any) -> None:
+    found = candidates(smoothed(), 12, seed=0)
+    assert len(set(found)) == 9  # all that its space holds, the method itself among them
+    assert found[0] == smoothed()
 
 
 def test_the_estimator_knows_it_by_name(smoothed: Any) -> None:

@@ -121,7 +121,7 @@ def test_the_table_names_data_split_sizes_decoders_times_and_the_command() -> No
         assert part in text
     upper, lower = (re.split(" *┃ *", line)[3:-1] for line in text.splitlines()[3:5])
     heads = [f"{first} {second}" for first, second in zip(upper, lower, strict=True)]
-    assert heads == [*COLUMNS, "best epoch", "s / epoch", "ms / row"]
+    assert heads == [*COLUMNS, "best epoch", "s / epoch", "µs / row"]
     assert "structured compare" in text
     assert "ours" not in text  # no run of it is done yet
 

@@ -61,10 +61,14 @@ def test_a_killed_process_is_told_in_one_line_that_names_its_unit() -> None:
 
 
 def test_an_interrupt_ends_what_is_underway() -> None:
+    def interrupted() -> None:
+        with Workers(work, 0, count=2) as workers:
+            for _ in workers.run([-3, 1]):
+                raise KeyboardInterrupt
+
     begun = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), Workers(work, 0, count=2) as workers:
-        for _ in workers.run([-3, 1]):
-            raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert time.monotonic() - begun < 100
     assert not multiprocessing.active_children()
 
