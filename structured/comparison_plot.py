@@ -30,7 +30,7 @@ def plot_comparison(
     """Draw the example-F1 of every method on the test part, under some decoders.
 
     The methods are in their order, the baseline above with a line through its score. A control is
-    grey; where it is far off, the axis is broken for it: its score is written at the edge.
+    grey; where it is far off, the axis ends before it, and its score is written at the edge.
 
     Args:
         comparison: with at least one run.
@@ -75,7 +75,9 @@ def plot_comparison(
     _limit(ax, records, rivals, decoders)
     ax.set_yticks(range(len(records)), [record["method"] for record in records], fontsize=9)
     ax.set_ylim(len(records) - 0.5, -0.5)
-    ax.set_xlabel("example-F1 on test, percent; bars: standard deviation over seeds", fontsize=9)
+    seeds = max(len(record["seeds"]) for record in records)
+    bars = "; bars: standard deviation over seeds" if seeds > 1 else ""
+    ax.set_xlabel(f"example-F1 on test, percent{bars}", fontsize=9)
     ax.tick_params(axis="x", labelsize=8)
     ax.tick_params(axis="y", length=0)
     ax.grid(axis="x", color="0.9")
@@ -83,7 +85,6 @@ def plot_comparison(
     for side in ("top", "right", "left"):
         ax.spines[side].set_visible(False)
     split = f", split {comparison.split!r}" if comparison.split else ""
-    seeds = max(len(record["seeds"]) for record in records)
     figure.suptitle(
         f"{comparison.data}{split}, {seeds} seed{'s' if seeds > 1 else ''}", fontsize=10
     )
