@@ -202,7 +202,7 @@ def judge(name: str, data: str, split: str, seed: int) -> dict[str, Any]:
         "scale": found.thresholds.get(COLUMNS[-1]),
         "best_epoch": result.best_epoch,
         "epochs": len(result.history),
-        "seconds": sum(result.seconds),
+        "seconds": result.total_seconds,
     }
 
 

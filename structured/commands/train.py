@@ -109,7 +109,7 @@ def train(
                 "best_epoch": result.best_epoch,
                 "best_phase": result.best_phase,
                 "stopped": result.stopped,
-                "seconds": sum(result.seconds),
+                "seconds": result.total_seconds,
                 "evaluation": evaluation.to_dict(),
                 "pictures": [str(path) for path in pictures],
             }
@@ -118,7 +118,7 @@ def train(
     print_table(evaluation.table())
     say(
         f"Best epoch {result.best_epoch} ({result.best_phase}) of {len(result.history)}: "
-        f"{result.stopped}, {sum(result.seconds):.0f} s."
+        f"{result.stopped}, {result.total_seconds:.0f} s."
     )
     for path in pictures:
         say(f"Picture: {path}")
