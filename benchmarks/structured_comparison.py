@@ -6,7 +6,7 @@
 
 Each set is one ``structured compare --methods all``, in ``runs/comparison/SET``; what is stopped
 goes on where it was. Results go to ``benchmarks/results/comparison_SET.json``. All methods of a set
-share its settings below and the number of trials of the search on validation rows.
+share its settings (`structured.presets`) and the number of trials of the search on validation rows.
 """
 
 from __future__ import annotations
@@ -29,19 +29,10 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGE = HERE.parent / "docs" / "structured" / "comparison.md"
 
-SMALL = (
-    "--hidden 256 --dropout 0.5 --input-dropout 0.2 --standardize --energy-hidden 16 "
-    "--batch-size 32 --epochs 60 --patience 12 --average 0.99 --monitor f1_joint "
-    "--trials 6 --seeds 5"
-)
-BIBTEX = (
-    "--hidden 1024 --energy-hidden 16 --batch-size 128 --epochs 30 --patience 6 --average 0.998 "
-    "--monitor f1_joint --trials 4 --seeds 3"
-)
-DELICIOUS = (
-    "--hidden 512 --energy-hidden 16 --batch-size 128 --epochs 30 --patience 5 --average 0.998 "
-    "--monitor f1_expected --trials 3 --seeds 2"
-)
+# Sizes and settings are those of `structured.presets`, the same for all methods of a set.
+SMALL = "--trials 6 --seeds 5"
+BIBTEX = "--trials 4 --seeds 3"
+DELICIOUS = "--trials 3 --seeds 2"
 
 
 @dataclass(frozen=True)
@@ -184,7 +175,7 @@ def differences(found: Mapping[str, Comparison], decoder: str) -> str:
 
 
 def times(found: Mapping[str, Comparison]) -> str:
-    """Method by set: seconds of an epoch of the last phase / milliseconds to predict a row."""
+    """Method by set: seconds of an epoch of the last phase / microseconds to predict a row."""
     header = ["method", *(SETS[name].title for name in found)]
     lines = [_row(header), "|---|" + "---:|" * len(found)]
     methods = dict.fromkeys(
@@ -200,7 +191,7 @@ def times(found: Mapping[str, Comparison]) -> str:
                 continue
             predicting = record.get("predict_seconds")
             text = f"{record['epoch_seconds']:.2f}"
-            cells.append(text if predicting is None else f"{text} / {predicting:.3f}")
+            cells.append(text if predicting is None else f"{text} / {1000 * predicting:.0f}")
         lines.append(_row([method, *cells]))
     return "\n".join(lines)
 

@@ -42,6 +42,45 @@ BASE: Settings = {
     "comparison": {"methods": ["cross_entropy", "implicit"], "seeds": 3, "trials": 1},
 }
 
+_PRETRAINED = ("spen", "spen_e2e", "dvn", "nce", "gspen")
+_IN_TURN = ("infnet", "infnet_plus", "seal", "alen", "ialen")
+
+
+def _family(pretraining: str, in_turn: str, **own: str) -> dict[str, str]:
+    """Options of the methods of a data set: one pretraining for all that have one.
+
+    Args:
+        pretraining: its options.
+        in_turn: further ones of the methods that move network and energy in turn.
+        own: further ones by method, after the pretraining; alone for a method without any.
+    """
+    pretrained = {key: pretraining for key in ("implicit", *_PRETRAINED)}
+    alternating = {key: f"{pretraining}, {in_turn}" for key in _IN_TURN}
+    found = {**pretrained, **alternating}
+    return {
+        **found,
+        **{key: f"{found[key]}, {text}" if key in found else text for key, text in own.items()},
+    }
+
+
+# Dense features of different units, hundreds of rows: few steps an epoch.
+_SMALL: Settings = {
+    "model": {
+        "hidden": [256],
+        "input_dropout": 0.2,
+        "energy_hidden": [16],
+        "standardize": True,
+    },
+    "training": {"epochs": 60, "patience": 12, "average": 0.99, "monitor": "f1_joint"},
+    "machine": {"threads": 1},
+    "methods": _family(
+        "pretrain_epochs=20, pretrain_lr=0.001",
+        "network_lr=0.0003",
+        implicit="primary=ContrastiveDivergence, primary.samples=20, inner_lr=0.0003, "
+        "outer_lr=0.01, outer_every=2",
+    ),
+}
+
 PRESETS: Mapping[str, Settings] = {
     "digits": {
         "model": {"hidden": [512, 256], "dropout": 0.3, "input_dropout": 0.1},
@@ -53,17 +92,17 @@ PRESETS: Mapping[str, Settings] = {
             "cross_entropy": "lr=0.003",
             "implicit": "primary=ContrastiveDivergence, primary.samples=20, pretrain_lr=0.003, "
             "inner_lr=0.003, outer_lr=0.01",
-            "spen": "pretrain_lr=0.003",
-            "spen_e2e": "pretrain_lr=0.003",
-            "dvn": "pretrain_lr=0.003",
-            "nce": "pretrain_lr=0.003",
             "fenchel_young": "lr=0.003, energy_lr=0.003",
-            "gspen": "pretrain_lr=0.003, lr=0.003, energy_lr=0.003",
+            "gspen": "pretrain_epochs=20, pretrain_lr=0.003, lr=0.003, energy_lr=0.003",
+            # Their later phases leave the network's own probabilities behind.
+            **dict.fromkeys(
+                ("spen", "spen_e2e", "dvn", "nce"), "pretrain_epochs=25, pretrain_lr=0.003"
+            ),
+            **dict.fromkeys(
+                ("infnet_plus", "seal", "alen", "ialen"),
+                "pretrain_lr=0.003, network_lr=0.003, energy_lr=0.003",
+            ),
             "infnet": "pretrain_lr=0.003, network_lr=0.003",
-            "infnet_plus": "pretrain_lr=0.003, network_lr=0.003, energy_lr=0.003",
-            "seal": "pretrain_lr=0.003, network_lr=0.003, energy_lr=0.003",
-            "alen": "pretrain_lr=0.003, network_lr=0.003, energy_lr=0.003",
-            "ialen": "pretrain_lr=0.003, network_lr=0.003, energy_lr=0.003",
         },
     },
     # The settings of docs/structured/results.md, found by benchmarks/structured_search.py.
@@ -76,20 +115,34 @@ PRESETS: Mapping[str, Settings] = {
             "average": 0.998,
             "monitor": "f1_joint",
         },
-        "methods": {
-            "cross_entropy": "lr=0.003",
-            "implicit": "primary=ContrastiveDivergence, primary.samples=20, pretrain_epochs=12, "
-            "pretrain_lr=0.002, inner_lr=0.0002, outer_lr=0.01, outer_every=2",
-        },
+        "methods": _family(
+            "pretrain_epochs=12, pretrain_lr=0.002",
+            "network_lr=0.0003",
+            cross_entropy="lr=0.003",
+            implicit="primary=ContrastiveDivergence, primary.samples=20, inner_lr=0.0002, "
+            "outer_lr=0.01, outer_every=2",
+        ),
     },
+    "delicious": {
+        "model": {"hidden": [512], "energy_hidden": [16]},
+        "training": {"epochs": 32, "batch_size": 128, "patience": 5, "average": 0.998},
+        "methods": _family(
+            "pretrain_epochs=18, pretrain_lr=0.002",
+            "network_lr=0.0003",
+            cross_entropy="lr=0.002",
+            implicit="primary=ContrastiveDivergence, primary.samples=20, inner_lr=0.0002, "
+            "outer_lr=0.01, outer_every=2",
+        ),
+    },
+    **dict.fromkeys(("birds", "cal500", "emotions", "scene", "yeast"), _SMALL),
 }
 """Data set -> what differs from `BASE`."""
 
 ALL_METHODS: Mapping[str, str] = {
     "cross-entropy": "cross_entropy",
     "implicit contrastive": "implicit: primary=ContrastiveDivergence, primary.samples=20",
-    "implicit margin": "implicit: primary=Margin",
-    "implicit value": "implicit: primary=Value",
+    "implicit margin": "implicit: primary=Margin, primary.samples=20, sampler=StraightThrough",
+    "implicit value": "implicit: primary=Value, primary.samples=20, sampler=StraightThrough",
     "SPEN": "spen",
     "SPEN end-to-end": "spen_e2e",
     "DVN": "dvn",
@@ -126,15 +179,15 @@ def shown(part: str, name: str) -> str:
     """Return a default as help shows it, with the data sets that have another one.
 
     Example:
-        >>> shown("model", "hidden")
-        '1024; digits: 512 256'
+        >>> shown("model", "input_dropout")
+        '0.5; digits: 0.1; birds, cal500, emotions, scene, yeast: 0.2'
     """
-    others = [
-        f"{data}: {_text(own[part][name])}"
-        for data, own in PRESETS.items()
-        if name in own.get(part, {})
-    ]
-    return "; ".join([_text(BASE[part][name]), *others])
+    others: dict[str, list[str]] = {}
+    for data, own in PRESETS.items():
+        if name in own.get(part, {}):
+            others.setdefault(_text(own[part][name]), []).append(data)
+    named = [f"{', '.join(sets)}: {text}" for text, sets in others.items()]
+    return "; ".join([_text(BASE[part][name]), *named])
 
 
 def _text(value: Any) -> str:

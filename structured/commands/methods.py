@@ -109,7 +109,11 @@ def methods(
             }
         )
         return
-    lines = [about.text, *(f"On {data} by name: {text}." for data, text in rates.items())]
+    sets = {text: [data for data in rates if rates[data] == text] for text in rates.values()}
+    lines = [
+        about.text,
+        *(f"On {', '.join(names)} by name: {text}." for text, names in sets.items()),
+    ]
     if about.reference:
         lines.append(f"Reference: {about.reference}")
     print_rich(*_page(f"{key} ({method.name}): {about.summary}", lines, method))

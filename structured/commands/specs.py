@@ -13,7 +13,7 @@ from structured.presets import ALL_METHODS, PRESETS, setting
 if TYPE_CHECKING:
     from structured.methods import Method
 
-OWN = " and ".join(name for name, own in PRESETS.items() if "methods" in own)
+OWN = ", ".join(name for name, own in PRESETS.items() if "methods" in own)
 ALL = "all"
 """What stands for every method of `structured.presets.ALL_METHODS`."""
 HELP = (

@@ -86,6 +86,7 @@ class DVN(Method):
     """
 
     search_space: ClassVar[SearchSpace] = {
+        "pretrain_epochs": (10, 20),
         "pretrain_lr": (3e-4, 1e-3, 3e-3),
         "lr": (3e-4, 1e-3, 3e-3),
         "rate": (0.2, 0.5, 1.0),

@@ -91,6 +91,7 @@ class GSPEN(Method):
     """
 
     search_space: ClassVar[SearchSpace] = {
+        "pretrain_epochs": (10, 20),
         "pretrain_lr": (3e-4, 1e-3, 3e-3),
         "lr": (3e-4, 1e-3, 3e-3),
         "energy_lr": (3e-4, 1e-3, 3e-3),

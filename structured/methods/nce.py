@@ -90,6 +90,7 @@ class NCE(Method):
     """
 
     search_space: ClassVar[SearchSpace] = {
+        "pretrain_epochs": (10, 20),
         "pretrain_lr": (3e-4, 1e-3, 3e-3),
         "lr": (3e-3, 1e-2, 3e-2),
         "weight_decay": (0.0, 1e-2, 1e-1),

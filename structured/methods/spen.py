@@ -83,6 +83,7 @@ class SPEN(Method):
     """
 
     search_space: ClassVar[SearchSpace] = {
+        "pretrain_epochs": (10, 20),
         "pretrain_lr": (3e-4, 1e-3, 3e-3),
         "energy_lr": (3e-4, 1e-3, 3e-3),
         "lr": (1e-4, 3e-4, 1e-3),

@@ -76,7 +76,7 @@ def test_an_unknown_method_is_a_line_that_names_the_known_ones() -> None:
 
 
 def test_what_a_data_set_has_of_its_own_is_said() -> None:
-    own = {name: PRESETS[name]["methods"]["implicit"] for name in ("digits", "bibtex")}
+    own = {name: preset["methods"]["implicit"] for name, preset in PRESETS.items()}
     assert own_options("implicit") == own
     assert f"On digits by name: {own['digits']}." in ok("implicit")
     assert own_options("no such method") == {}
@@ -84,7 +84,7 @@ def test_what_a_data_set_has_of_its_own_is_said() -> None:
 
 def test_help_of_the_option_method_points_to_the_list() -> None:
     assert "`structured methods`" in HELP
-    assert "On digits and bibtex" in HELP
+    assert "On digits, bibtex, delicious" in HELP
 
 
 def test_a_docstring_is_plain_text_whose_paragraphs_are_lines() -> None:
