@@ -23,7 +23,7 @@ COSTLY = ("samples", "steps", "network_steps", "energy_steps", "inner_steps", "r
 @pytest.mark.parametrize("key", known())
 def test_every_method_says_what_to_search_its_default_among_it(key: str) -> None:
     cls = known()[key]
-    assert 2 <= len(cls.search_space) <= 5
+    assert 2 <= len(cls.search_space) <= 6
     assert any(option.endswith("lr") for option in cls.search_space)
     for option, values in cls.search_space.items():
         assert 2 <= len(values) <= 4
