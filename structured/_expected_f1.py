@@ -37,7 +37,7 @@ def best_size(ordered: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
     for rows in torch.arange(count, device=ordered.device).split(max(1, _BUDGET // first**2)):
         look(rows, first)
     mean = ordered.sum(dim=-1)
-    farthest = (mean * (2.0 - value) / value).nan_to_num(labels, labels).clamp(max=labels).long()
+    farthest = _farthest(mean, value, labels)
     farthest, left = farthest.sort(descending=True)
     left, limits = left[farthest > first], farthest[farthest > first].tolist()
     begin = 0
@@ -46,6 +46,16 @@ def best_size(ordered: Tensor, tolerance: float) -> tuple[Tensor, Tensor]:
         look(left[begin:end], limits[begin])
         begin = end
     return size, value
+
+
+def _farthest(mean: Tensor, value: Tensor, labels: int) -> Tensor:
+    """Return the size above which no set of the likeliest labels can be worth `value` (int64).
+
+    One more than ``mean (2 - value) / value`` allows: where all sets are certain the bound is the
+    best size itself, and rounding would take it below.
+    """
+    bound = (mean * (2.0 - value) / value).nan_to_num(labels, labels)
+    return (bound + 1.0).clamp(max=labels).long()
 
 
 def size_curve(ordered: Tensor, limit: int, tolerance: float) -> Tensor:
@@ -148,8 +158,7 @@ def best_from_samples(held: Tensor, weights: Tensor) -> Tensor:
     likeliest = _columns(held, marginal.topk(few, dim=-1).indices)
     _, value = _best_number(likeliest, weights, sizes, few)
     mean = marginal.sum(dim=-1, keepdim=True)
-    farthest = (mean * (2.0 - value) / value).nan_to_num(useful, useful).amax()
-    largest = int(farthest.clamp(min=1, max=useful))
+    largest = int(_farthest(mean, value, useful).amax())
     labels = _possible(marginal, sizes, largest)
     held = _columns(held, labels)
     size, _ = _best_number(held, weights, sizes, largest)

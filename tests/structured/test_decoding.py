@@ -200,6 +200,15 @@ def test_many_independent_samples_decode_like_their_probabilities() -> None:
     assert float(regret.max()) < 0.01
 
 
+@pytest.mark.parametrize("count", range(1, 41))
+def test_what_all_samples_hold_is_predicted_whole(count: int) -> None:
+    """The bound on the size is then the size itself, and weights that sum to one only nearly."""
+    generator = torch.Generator().manual_seed(count)
+    samples = (torch.arange(45) < count).float().expand(500, 1, -1)
+    weights = torch.rand((500, 1), generator=generator)
+    assert torch.equal(SampledExpectedF1().decode(samples, weights), samples[0])
+
+
 def test_dependent_labels_are_decoded_by_their_joint_distribution() -> None:
     """Labels 0 and 1 exclude each other: their marginals alone would predict both."""
     samples = torch.tensor([[[1.0, 0.0, 1.0]], [[0.0, 1.0, 1.0]]]).repeat(5, 1, 1)
