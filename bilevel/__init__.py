@@ -3,6 +3,7 @@
 from bilevel.curvature import GaussNewton, hessian, jacobian
 from bilevel.errors import (
     BilevelError,
+    CompileWarning,
     ConvergenceWarning,
     CurvatureWarning,
     InputError,
@@ -11,6 +12,7 @@ from bilevel.errors import (
     SolveError,
     TransformError,
 )
+from bilevel.hypergradient import implicit_grad
 from bilevel.implicit import argmin, fixed_point, root
 from bilevel.interop import from_scipy
 from bilevel.linear import solve
@@ -18,7 +20,7 @@ from bilevel.matrices import Diagonal, FunctionOperator, Identity, Matrix
 from bilevel.operators import LinearOperator
 from bilevel.optimizer import BilevelOptimizer
 from bilevel.preconditioners import Jacobi, NystromPreconditioner, Preconditioner
-from bilevel.problem import ImplicitProblem, implicit_grad
+from bilevel.problem import ImplicitProblem
 from bilevel.report import HypergradientInfo
 from bilevel.solution import ColumnStats, Result, Solution, Stats
 from bilevel.solvers import (
@@ -47,6 +49,7 @@ __all__ = [
     "BilevelOptimizer",
     "Chebyshev",
     "ColumnStats",
+    "CompileWarning",
     "ConvergenceWarning",
     "CurvatureWarning",
     "Diagonal",

@@ -126,11 +126,19 @@ def _curvature_along(system: System, progress: Progress) -> Tensor:
 
 def extremes(outcome: Outcome) -> tuple[float, float] | None:
     """The extreme Ritz values over all rows."""
-    values = outcome.ritz
     if outcome.tridiagonal is not None:
-        values = ritz(*outcome.tridiagonal, outcome.iterations)
-    if values is None:
-        return None
+        return extremes_of(outcome.tridiagonal, outcome.iterations)
+    return None if outcome.ritz is None else _ends(outcome.ritz)
+
+
+def extremes_of(
+    tridiagonal: tuple[Tensor, Tensor], iterations: Tensor
+) -> tuple[float, float] | None:
+    """The same from the Lanczos coefficients."""
+    return _ends(ritz(*tridiagonal, iterations))
+
+
+def _ends(values: tuple[Tensor, Tensor]) -> tuple[float, float] | None:
     lowest, highest = float(values[0].min()), float(values[1].max())
     return (lowest, highest) if lowest <= highest else None
 

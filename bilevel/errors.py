@@ -37,6 +37,10 @@ class ProductWarning(UserWarning):
     """Hessian-vector products fell back to a less exact way of being computed."""
 
 
+class CompileWarning(UserWarning):
+    """What ``compile=True`` asks for cannot be compiled; it is computed in the plain way."""
+
+
 def outside() -> int:
     """The ``stacklevel`` of the first caller outside this package, where a warning belongs."""
     frame, level = sys._getframe(1), 1

@@ -1,8 +1,8 @@
-"""``implicit_grad`` and ``ImplicitProblem``: hypergradients, with a report of what they rest on."""
+"""``ImplicitProblem``: hypergradients, with a report of what they rest on."""
 
 from __future__ import annotations
 
-import warnings
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, overload
@@ -18,15 +18,15 @@ from bilevel._guard import Guard
 from bilevel._point import Point, check_depends
 from bilevel._tree import Tree, check_finite, check_same_kind, flatten
 from bilevel.curvature import GaussNewton, HessianOperator
-from bilevel.errors import CurvatureWarning, InputError, TransformError, outside
+from bilevel.errors import InputError, TransformError
 from bilevel.implicit import argmin
 from bilevel.linear import OnFailure, check_options, solve_rows
 from bilevel.operators import LinearOperator, check_damping, damped
 from bilevel.products import HVP, Products, check_hvp
 from bilevel.refine import refine
-from bilevel.report import HypergradientInfo, hypergradient_info
-from bilevel.solution import Solution, State
-from bilevel.solvers import Solver
+from bilevel.report import HypergradientInfo, hypergradient_info, name_negative_curvature
+from bilevel.solution import State
+from bilevel.solvers import Auto, Solver
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,9 @@ class ImplicitProblem:
             differentiate twice; ``"reverse"``, ``"forward_over_reverse"`` and
             ``"finite_difference"`` force one way.
         on_failure: what a failed solve does: ``"warn"`` (default), ``"raise"`` or ``"ignore"``.
+        compile: compile the computation on the first call of its kind and use that from then on
+            (default False). Pays where calls are many and parameters few; see the documentation of
+            the compiled path for what cannot be compiled, which is computed as without it.
 
     Raises:
         InputError: an option does not fit.
@@ -69,6 +72,7 @@ class ImplicitProblem:
     curvature: GaussNewton | None = None
     hvp: HVP = "auto"
     on_failure: OnFailure = "warn"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         check_function(self.outer, "outer")
@@ -79,6 +83,11 @@ class ImplicitProblem:
         if self.curvature is not None and not isinstance(self.curvature, GaussNewton):
             raise InputError(
                 f"curvature must be None or a bilevel.GaussNewton, found {self.curvature!r}."
+            )
+        if self.compile and (self.curvature is not None or self.hvp not in ("auto", "reverse")):
+            raise InputError(
+                "compile=True compiles products with the Hessian through its kept graph: leave "
+                f"curvature and hvp alone (found hvp={self.hvp!r}), or compile=False."
             )
 
     @overload
@@ -127,11 +136,33 @@ class ImplicitProblem:
                 )
             return self._transformed(phi, theta, outer_args, inner_args)
         refuse_tangents("implicit_grad", phi, theta, outer_args, inner_args)
+        given = (phi, theta, outer_args, inner_args)
+        plain = functools.partial(self._plain, *given, initial, state, return_info)
         with torch.inference_mode(False):
-            point = self._point(phi, theta, outer_args, inner_args)
-            # Around all of it, for what runs the functions again by itself (a checkpoint).
-            with point.inner.guard.replay():
-                return self._hypergradient(point, initial, state, return_info)
+            if not self.compile:
+                return plain()
+            # Imported here: the compiler's front takes a while, which only this should pay.
+            from bilevel import _compiled
+
+            options = _compiled.Options(
+                self.outer, self.inner, self.solver or Auto(), self.damping, self.on_failure
+            )
+            return _compiled.hypergradient(options, *given, initial, state, return_info, plain)
+
+    def _plain(
+        self,
+        phi: Tree,
+        theta: Tree,
+        outer_args: Sequence[Any],
+        inner_args: Sequence[Any],
+        initial: Tree,
+        state: State | None,
+        return_info: bool,
+    ) -> Tree:
+        point = self._point(phi, theta, outer_args, inner_args)
+        # Around all of it, for what runs the functions again by itself (a checkpoint).
+        with point.inner.guard.replay():
+            return self._hypergradient(point, initial, state, return_info)
 
     def _hypergradient(
         self, point: Point, initial: Tree, state: State | None, return_info: bool
@@ -156,7 +187,7 @@ class ImplicitProblem:
             self.on_failure,
             spectrum=return_info,
         )
-        self._name_negative_curvature(solution)
+        name_negative_curvature(solution, self.damping, self.on_failure)
         adjoint = solution.value.squeeze(0)
         mixed = inner.mixed(adjoint)
         check_depends(direct, mixed)
@@ -167,8 +198,9 @@ class ImplicitProblem:
         check_finite(tree, gradient, "the hypergradient in phi")
         if not return_info:
             return tree
+        layouts = (point.phi_layout, point.theta_layout)
         return tree, hypergradient_info(
-            point, outer_value, direct, implicit, adjoint, inner, solution
+            *layouts, outer_value, direct, implicit, adjoint, inner.gradient, inner.name, solution
         )
 
     def solution(self, phi: Tree, theta_star: Tree, *, inner_args: Sequence[Any] = ()) -> Tree:
@@ -281,19 +313,6 @@ class ImplicitProblem:
             )
         return damped(base, self.damping)
 
-    def _name_negative_curvature(self, solution: Solution) -> None:
-        lowest = solution.stats.smallest_curvature
-        if lowest is None or lowest >= 0 or not solution.result.ok or self.on_failure == "ignore":
-            return
-        warnings.warn(
-            f"the inner curvature{' (with damping)' if self.damping else ''} is indefinite: "
-            f"p'Hp / p'p = {lowest:.2e} was seen, so theta is no minimum of the inner problem. The "
-            "linear system was solved, but the formula of the implicit gradient assumes a minimum. "
-            "Train the inner problem further (refine), add damping, or use GaussNewton curvature.",
-            CurvatureWarning,
-            stacklevel=outside(),
-        )
-
     def _transformed(
         self,
         phi: Tree,
@@ -314,90 +333,3 @@ class ImplicitProblem:
                 return check_scalar(self.outer(moving, solved, *outer_args), "outer")
 
         return torch.func.grad(value)(phi)
-
-
-def implicit_grad(
-    outer: Callable[..., Tensor],
-    inner: Callable[..., Tensor],
-    phi: Tree,
-    theta: Tree,
-    *,
-    outer_args: Sequence[Any] = (),
-    inner_args: Sequence[Any] = (),
-    solver: Solver | None = None,
-    damping: float = 0.0,
-    curvature: GaussNewton | None = None,
-    hvp: HVP = "auto",
-    initial: Tree = None,
-    state: State | None = None,
-    on_failure: OnFailure = "warn",
-    return_info: bool = False,
-) -> Tree:
-    """The hypergradient ``d/dphi outer(phi, theta*(phi))``, ``theta*(phi) = argmin inner(phi, .)``.
-
-    At a theta that minimises ``inner(phi, theta)``,
-
-        dF/dphi = d_phi outer - (d_phi d_theta inner)' v,     (H + damping I) v = d_theta outer.
-
-    Every evaluation sees the same random numbers (one dropout mask). The global random state,
-    ``.grad`` fields, the parameters and the buffers of modules the functions reach are left as they
-    were, also when a function raises.
-
-    Args:
-        outer: ``(phi, theta, *outer_args) -> 0-d tensor``.
-        inner: ``(phi, theta, *inner_args) -> 0-d tensor``, twice differentiable in theta.
-        phi: pytree of floating tensors (a tensor, list, tuple, namedtuple, dict, nested, or
-            ``dict(module.named_parameters())``). Leaves neither function uses get zeros.
-        theta: pytree of floating tensors, the inner solution; of phi's dtype and device.
-        outer_args: passed to ``outer``: batches, targets.
-        inner_args: passed to ``inner``.
-        solver: of the adjoint system; default :class:`bilevel.Auto`.
-        damping: see :class:`bilevel.ImplicitProblem`; default 0.
-        curvature: None for the Hessian, or a :class:`bilevel.GaussNewton`.
-        hvp: ``"auto"``, ``"reverse"``, ``"forward_over_reverse"`` or ``"finite_difference"``.
-        initial: first guess of the adjoint, a tree like theta; default zero.
-        state: ``info.state`` of an earlier call, to reuse a factorization or preconditioner.
-        on_failure: ``"warn"`` (default), ``"raise"`` or ``"ignore"`` a failed solve.
-        return_info: also return a :class:`bilevel.HypergradientInfo`.
-
-    Returns:
-        A tree like phi, detached; with ``return_info=True`` the pair ``(tree, info)``.
-
-    Raises:
-        InputError: an argument does not fit; the message names it, and nothing has changed.
-        NonFiniteError: phi, theta, an objective, a product or the result is NaN or infinite.
-        SolveError: the solve failed and ``on_failure="raise"``.
-        TransformError: inside a ``torch.func`` transform, something it cannot carry.
-
-    Example:
-        >>> import torch
-        >>> X, y = torch.eye(2), torch.tensor([1.0, 2.0])
-        >>> def inner(log_penalty, w):  # ridge regression
-        ...     return ((X @ w - y) ** 2).sum() / 2 + (log_penalty.exp() * w**2).sum() / 2
-        >>> def outer(log_penalty, w):
-        ...     return (w**2).sum() / 2
-        >>> implicit_grad(outer, inner, torch.zeros(2), torch.tensor([0.5, 1.0]))
-        tensor([-0.1250, -0.5000])
-
-    Reference:
-        Bengio, Gradient-based optimization of hyperparameters, 2000; Lorraine, Vicol and Duvenaud,
-        Optimizing millions of hyperparameters by implicit differentiation, 2020, equation 2.
-    """
-    problem = ImplicitProblem(
-        outer,
-        inner,
-        solver=solver,
-        damping=damping,
-        curvature=curvature,
-        hvp=hvp,
-        on_failure=on_failure,
-    )
-    return problem.implicit_grad(
-        phi,
-        theta,
-        outer_args=outer_args,
-        inner_args=inner_args,
-        initial=initial,
-        state=state,
-        return_info=return_info,  # type: ignore[call-overload]
-    )

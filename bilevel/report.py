@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bilevel._point import Point
-from bilevel._tree import Tree
-from bilevel.products import Products
+from bilevel._tree import Layout, Tree
+from bilevel.errors import CurvatureWarning, outside
 from bilevel.solution import Solution, State
 
 
@@ -33,6 +33,8 @@ class HypergradientInfo:
             curvature seen is not positive or nothing was seen. An estimate, not a bound: the
             smallest curvature seen is at least the smallest eigenvalue.
         hvp: the way products were made, after any fallback.
+        compile_seconds: seconds that this call has spent on compiling, 0 where it used what an
+            earlier one had compiled; None where nothing compiled was used.
     """
 
     outer_value: float
@@ -43,6 +45,7 @@ class HypergradientInfo:
     solution: Solution
     error_estimate: float | None
     hvp: str
+    compile_seconds: float | None = None
 
     @property
     def state(self) -> State:
@@ -51,26 +54,43 @@ class HypergradientInfo:
 
 
 def hypergradient_info(
-    point: Point,
+    phi: Layout,
+    theta: Layout,
     outer_value: Tensor,
     direct: Sequence[Tensor],
     implicit: Sequence[Tensor],
     adjoint: Tensor,
-    inner: Products,
+    inner_gradient: Tensor,
+    hvp: str,
     solution: Solution,
 ) -> HypergradientInfo:
     """The report of a finished computation; ``adjoint`` is flat, the parts are leaves like phi."""
-    tree = point.theta_layout.unflatten(adjoint)
+    tree = theta.unflatten(adjoint)
     report = Solution(tree, solution.result, solution.stats, solution.state)
     return HypergradientInfo(
         outer_value=float(outer_value),
-        direct=point.phi_layout.tree(direct),
-        implicit=point.phi_layout.tree(implicit),
+        direct=phi.tree(direct),
+        implicit=phi.tree(implicit),
         adjoint=tree,
-        stationarity=float(torch.linalg.vector_norm(inner.gradient)),
+        stationarity=float(torch.linalg.vector_norm(inner_gradient)),
         solution=report,
         error_estimate=_error_estimate(implicit, adjoint, solution),
-        hvp=inner.name,
+        hvp=hvp,
+    )
+
+
+def name_negative_curvature(solution: Solution, damping: float, on_failure: str) -> None:
+    """Warn where a system was solved although its matrix is indefinite."""
+    lowest = solution.stats.smallest_curvature
+    if lowest is None or lowest >= 0 or not solution.result.ok or on_failure == "ignore":
+        return
+    warnings.warn(
+        f"the inner curvature{' (with damping)' if damping else ''} is indefinite: "
+        f"p'Hp / p'p = {lowest:.2e} was seen, so theta is no minimum of the inner problem. The "
+        "linear system was solved, but the formula of the implicit gradient assumes a minimum. "
+        "Train the inner problem further (refine), add damping, or use GaussNewton curvature.",
+        CurvatureWarning,
+        stacklevel=outside(),
     )
 
 

@@ -191,6 +191,11 @@ class Stepwise(Solver):
     :meth:`finish`, ``[k]`` each. None of the three methods reads a number back from the device.
     """
 
+    @property
+    def prepares(self) -> bool:
+        """Whether :meth:`init` spends products."""
+        return type(self).init is not Solver.init
+
     @abc.abstractmethod
     def begin(self, rhs: Tensor, target: Tensor, state: State) -> Carry:
         """What the first step starts from; arguments as in :meth:`Solver.compute`."""

@@ -60,6 +60,10 @@ class CG(Stepwise, Iterative):
     # the square root of the condition number.
     growth = 1e4
 
+    @property
+    def prepares(self) -> bool:
+        return self.preconditioner is not None
+
     def init(self, operator: LinearOperator) -> State:
         return prepare(self.preconditioner, operator)
 

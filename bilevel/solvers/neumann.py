@@ -86,6 +86,10 @@ class Neumann(Stepwise):
     def limited(self, steps: float) -> Solver:
         return replace(self, terms=int(steps))
 
+    @property
+    def prepares(self) -> bool:
+        return self.step == "auto"
+
     def init(self, operator: LinearOperator) -> State:
         if self.step != "auto":
             return {}

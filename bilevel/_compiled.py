@@ -1,0 +1,382 @@
+"""Compiled hypergradients: which program serves which call, and when none may."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import warnings
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from bilevel._autodiff import uncompiled
+from bilevel._checks import check_args
+from bilevel._fingerprint import Fingerprint, Unseen, describe
+from bilevel._fixed import FixedSolve
+from bilevel._graphs import Refused, refusal
+from bilevel._guard import Guard, without_autocast
+from bilevel._programs import HERE, Call, CompiledProducts, First, Functions, Program, derivatives
+from bilevel._system import extremes_of, verdict
+from bilevel._tree import Layout, Tree, check_same_kind, flatten
+from bilevel.curvature import HessianOperator
+from bilevel.errors import CompileWarning, outside
+from bilevel.linear import OnFailure, report, solve_rows
+from bilevel.operators import damped
+from bilevel.preconditioners import Preconditioner
+from bilevel.report import HypergradientInfo, hypergradient_info, name_negative_curvature
+from bilevel.solution import Solution, State
+from bilevel.solvers import Auto, Exact, Solver
+from bilevel.solvers.base import Stepwise
+
+# Programs kept, the least recently used dropped first; and programs made for one pair of functions
+# before it is plain that what they depend on changes too often.
+_MOST = 16
+_MOST_FOR_ONE = 8
+
+# Up to this size a dense matrix is made by products with all its columns at once.
+_DENSE = 128
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a compiled hypergradient is asked for; see :class:`bilevel.ImplicitProblem`."""
+
+    outer: Callable[..., Tensor]
+    inner: Callable[..., Tensor]
+    solver: Solver
+    damping: float
+    on_failure: OnFailure
+
+    @property
+    def name(self) -> str:
+        """Both functions, for messages."""
+        return f"outer ({describe(self.outer)}) or inner ({describe(self.inner)})"
+
+
+@dataclass
+class _Entry:
+    """One kind of call: its program, or none where it was refused."""
+
+    fingerprint: Fingerprint
+    program: Program | FixedSolve | None
+    uses: int = 0
+
+    @property
+    def seconds(self) -> float:
+        program = self.program
+        if program is None:
+            return 0.0
+        return program.seconds if isinstance(program, Program) else program.program.seconds
+
+    def due(self) -> bool:
+        """Whether values should be looked at: in uses 1, 2, 4, 8 and so on."""
+        self.uses += 1
+        return self.uses & (self.uses - 1) == 0
+
+
+_entries: OrderedDict[Any, _Entry] = OrderedDict()
+_made: Counter[tuple[str, str]] = Counter()
+_said: OrderedDict[tuple[str, str], None] = OrderedDict()
+
+
+@dataclass(frozen=True)
+class _Found:
+    gradient: list[Tensor]
+    info: HypergradientInfo | None
+
+
+class _Odd(Exception):
+    """Numbers that the plain way has an error or a special case for."""
+
+
+def forget() -> None:
+    """Drop all programs and what they hold."""
+    _entries.clear()
+    _made.clear()
+    _said.clear()
+
+
+def hypergradient(
+    options: Options,
+    phi: Tree,
+    theta: Tree,
+    outer_args: Sequence[Any],
+    inner_args: Sequence[Any],
+    initial: Tree,
+    state: State | None,
+    return_info: bool,
+    plain: Callable[[], Any],
+) -> Any:
+    """A hypergradient by a compiled program, or by ``plain()`` where there is none (yet)."""
+    try:
+        call, key, fingerprint = _identified(
+            options, phi, theta, outer_args, inner_args, initial, state
+        )
+    except (Unseen, Refused) as error:
+        _say(options, str(error))
+        return plain()
+    entry = _entries.get(key)
+    if entry is None:
+        # All that the plain way refuses, it refuses now; and its answer checks the program.
+        return _first(options, call, key, fingerprint, plain, return_info)
+    _entries.move_to_end(key)
+    if entry.program is None:
+        return plain()
+    before = entry.seconds
+    try:
+        with torch.no_grad(), without_autocast(call.theta_layout.device):
+            found = _run(options, entry, call, return_info, before)
+    except _Odd:
+        return plain()
+    except Refused as error:
+        entry.program = None
+        _say(options, str(error))
+        return plain()
+    tree = call.phi_layout.tree(found.gradient)
+    return (tree, found.info) if return_info else tree
+
+
+def _identified(
+    options: Options,
+    phi: Tree,
+    theta: Tree,
+    outer_args: Sequence[Any],
+    inner_args: Sequence[Any],
+    initial: Tree,
+    state: State | None,
+) -> tuple[Call, Any, Fingerprint]:
+    phi_leaves, phi_layout = flatten(phi, "phi")
+    theta_leaves, theta_layout = flatten(theta, "theta")
+    check_same_kind(theta_layout, "theta", phi_layout, "phi")
+    both = (check_args(outer_args, "outer_args"), check_args(inner_args, "inner_args"))
+    leaves, spec = pytree.tree_flatten(both)
+    guess = None
+    if initial is not None:
+        guess = theta_layout.join(theta_layout.matching_leaves(initial, "initial", "theta"))
+        guess = _plain(guess).unsqueeze(0)
+    if state is not None and not isinstance(state, dict):
+        raise Refused("has a state that is no dict")
+    call = Call(
+        phi_layout,
+        theta_layout,
+        [_plain(leaf) for leaf in phi_leaves],
+        [_plain(leaf) for leaf in theta_leaves],
+        [_plain(leaf) for leaf in leaves if isinstance(leaf, Tensor)],
+        [HERE if isinstance(leaf, Tensor) else leaf for leaf in leaves],
+        spec,
+        guess,
+        dict(state or {}),
+    )
+    others = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
+    fingerprint = Fingerprint.of([options.outer, options.inner, options.solver, others])
+    device = theta_layout.device.type
+    surroundings = (
+        torch.get_default_dtype(),
+        torch.amp.is_autocast_available(device)
+        and torch.is_autocast_enabled(device)
+        and torch.get_autocast_dtype(device),
+    )
+    form = call.form()
+    key = (form, options.damping, options.on_failure, surroundings, tuple(fingerprint.tokens))
+    return call, key, fingerprint
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    if type(tensor.detach()) is not Tensor:
+        raise Refused(f"is given a {type(tensor).__name__}, which is no plain tensor")
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
+
+
+def _first(
+    options: Options,
+    call: Call,
+    key: Any,
+    fingerprint: Fingerprint,
+    plain: Callable[[], Any],
+    return_info: bool,
+) -> Any:
+    result = plain()
+    entry = _Entry(fingerprint, None)
+    one = (describe(options.outer), describe(options.inner))
+    try:
+        if _made[one] >= _MOST_FOR_ONE:
+            raise Refused(
+                f"came with shapes, settings or objects of another kind {_MOST_FOR_ONE} times; a "
+                "program is made for each"
+            )
+        _made[one] += 1
+        device = call.theta_layout.device
+        guard = Guard([options.outer, options.inner], call.arguments(), device)
+        known = fingerprint.tensors
+        with torch.no_grad(), without_autocast(device):
+            entry.program = _program(options, call, guard, known)
+            found = _run(options, entry, call, return_info, 0.0, quiet=True)
+        wanted = call.phi_layout.join(
+            call.phi_layout.matching_leaves(result[0] if return_info else result, "found", "phi")
+        )
+        _check_agrees(call.phi_layout, found.gradient, wanted)
+        if return_info:
+            seconds = entry.seconds
+            result = (result[0], dataclasses.replace(result[1], compile_seconds=seconds))
+    except _Odd:
+        return result  # another call may do better
+    except Exception as error:
+        # Whatever the compiler trips over, the answer is there already.
+        entry.program = None
+        known_reason = isinstance(error, Refused)
+        _say(options, str(error if known_reason else refusal("cannot be compiled", error)))
+    _entries[key] = entry
+    if len(_entries) > _MOST:
+        _entries.popitem(last=False)
+    return result
+
+
+def _program(options: Options, call: Call, guard: Guard, known: Any) -> Program | FixedSolve:
+    functions, solver = Functions(options.outer, options.inner), options.solver
+    if _is_fixed(solver, call):
+        assert isinstance(solver, Stepwise)
+        return FixedSolve(functions, solver, options.damping, call, guard, known)
+    return derivatives(functions, call, guard, _batch(solver, call), known)
+
+
+def _is_fixed(solver: Solver, call: Call) -> bool:
+    """Whether all of a solve can be compiled: nothing to prepare, and no number to look at."""
+    if not isinstance(solver, Stepwise) or not solver.fixed:
+        return False
+    preconditioner = getattr(solver, "preconditioner", None)
+    if preconditioner is not None and not isinstance(preconditioner, Preconditioner):
+        return False
+    return bool(call.state) or not solver.prepares
+
+
+def _batch(solver: Solver, call: Call) -> int:
+    dense = isinstance(solver, Auto | Exact) and call.theta_layout.size <= _DENSE
+    return max(1, call.theta_layout.size) if dense else 1
+
+
+def _run(
+    options: Options,
+    entry: _Entry,
+    call: Call,
+    return_info: bool,
+    before: float,
+    quiet: bool = False,
+) -> _Found:
+    on_failure: OnFailure = "ignore" if quiet else options.on_failure
+    hvp = "reverse"
+    if isinstance(entry.program, FixedSolve):
+        solved = entry.program(call)
+        first, implicit, adjoint = solved.first, solved.implicit, solved.adjoint
+        table = solved.table.tolist()
+        if not all(math.isfinite(x) for x in table[0][:5]) or not table[0][3] > 0:
+            raise _Odd
+        ritz = None
+        if return_info and solved.tridiagonal is not None:
+            ritz = extremes_of(solved.tridiagonal, solved.iterations)
+        solution = verdict(
+            adjoint.unsqueeze(0),
+            table,
+            False,
+            options.solver.steps(call.theta_layout.size),
+            options.solver,
+            entry.program.products(call),
+            ritz,
+            dict(call.state),
+        )
+        if not solution.result.ok:
+            report(solution, options.solver, on_failure)
+    else:
+        assert entry.program is not None
+        first, solution, implicit = _by_products(options, entry.program, call, return_info, quiet)
+        adjoint = solution.value.squeeze(0)
+    gradient = [d + i for d, i in zip(first.direct, implicit, strict=True)]
+    total = call.phi_layout.join(gradient).sum() + first.outer_value + first.inner_value
+    if not bool(torch.isfinite(total)):
+        raise _Odd
+    if not quiet:
+        if entry.due():
+            _audit(options, call, first)
+        name_negative_curvature(solution, options.damping, on_failure)
+    if not return_info:
+        return _Found(gradient, None)
+    info = hypergradient_info(
+        call.phi_layout,
+        call.theta_layout,
+        first.outer_value,
+        first.direct,
+        implicit,
+        adjoint,
+        first.gradient,
+        hvp,
+        solution,
+    )
+    return _Found(gradient, dataclasses.replace(info, compile_seconds=entry.seconds - before))
+
+
+def _by_products(
+    options: Options, program: Program, call: Call, return_info: bool, quiet: bool
+) -> tuple[First, Solution, list[Tensor]]:
+    made = CompiledProducts(program, call, _batch(options.solver, call))
+    first = made.first
+    if not bool(torch.isfinite(first.slope.sum() + first.gradient.sum())):
+        raise _Odd
+    operator = damped(HessianOperator(made, call.theta_layout), options.damping)
+    solution = solve_rows(
+        operator,
+        first.slope.unsqueeze(0),
+        options.solver,
+        call.initial,
+        call.state or None,
+        "ignore" if quiet else options.on_failure,
+        spectrum=return_info,
+    )
+    mixed = made.mixed(solution.value.squeeze(0))
+    return first, solution, [-leaf for leaf in mixed if leaf is not None]
+
+
+def _check_agrees(layout: Layout, gradient: list[Tensor], wanted: Tensor) -> None:
+    found = layout.join(gradient)
+    size = torch.linalg.vector_norm(wanted)
+    gap = torch.linalg.vector_norm(found - wanted)
+    # A check for another computation, not for rounding, which a long solve makes grow.
+    if bool(gap > torch.finfo(wanted.dtype).eps ** 0.25 * size):
+        raise Refused(f"comes out differently when compiled, by {float(gap / size):.0e}")
+
+
+def _audit(options: Options, call: Call, first: First) -> None:
+    """Compare the values of both functions to those of the program."""
+    device = call.theta_layout.device
+    guard = Guard([options.outer, options.inner], call.arguments(), device)
+    functions = Functions(options.outer, options.inner).objectives(call, guard)
+    for function, compiled in zip(functions, (first.outer_value, first.inner_value), strict=True):
+        phi = [leaf.detach().requires_grad_() for leaf in call.phi]
+        theta = [leaf.detach().requires_grad_() for leaf in call.theta]
+        with torch.enable_grad(), uncompiled():
+            value = function(phi, theta).detach()
+        slack = 10 * torch.finfo(value.dtype).eps ** 0.5
+        if not torch.allclose(value, compiled.to(value.dtype), rtol=slack, atol=slack):
+            raise Refused(
+                "depends on something that cannot be seen from outside and has changed since it "
+                "was compiled (a clock, a file, an iterator); pass it in outer_args or inner_args"
+            )
+
+
+def _say(options: Options, reason: str) -> None:
+    """Warn, once for every reason."""
+    key = (options.name, reason)
+    if key in _said:
+        return
+    _said[key] = None
+    if len(_said) > 16 * _MOST:
+        _said.popitem(last=False)
+    warnings.warn(
+        f"compile=True: {options.name} {reason}. It is computed operation by operation instead; "
+        "this is said once.",
+        CompileWarning,
+        stacklevel=outside(),
+    )

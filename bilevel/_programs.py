@@ -1,0 +1,252 @@
+"""What a hypergradient consists of, as programs that are traced once and compiled in parts."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+
+from bilevel._autodiff import filled, fresh, uncompiled
+from bilevel._fingerprint import form
+from bilevel._graphs import refusal, split, trace
+from bilevel._guard import Guard
+from bilevel._tree import Layout
+from bilevel.products import KeptGraph, Objective, Products
+from bilevel.solution import State
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one hypergradient, taken apart: tensors, and everything else.
+
+    Attributes:
+        phi: leaves, detached.
+        theta: leaves, detached.
+        args: the tensors among the leaves of ``(outer_args, inner_args)``, detached.
+        others: those leaves again, None in place of each tensor.
+        spec: their tree.
+        initial: first guess of the adjoint, ``[1, n]``.
+        state: of the solver.
+    """
+
+    phi_layout: Layout
+    theta_layout: Layout
+    phi: list[Tensor]
+    theta: list[Tensor]
+    args: list[Tensor]
+    others: list[Any]
+    spec: pytree.TreeSpec
+    initial: Tensor | None
+    state: State
+
+    def tensors(self) -> list[Tensor]:
+        """All that a program takes, in its order."""
+        first = [] if self.initial is None else [self.initial]
+        return [*self.phi, *self.theta, *self.args, *first, *self.state.values()]
+
+    def form(self) -> tuple[Any, ...]:
+        """What a program compiled for this call takes for granted of the tensors."""
+        forms = tuple(form(tensor) for tensor in self.tensors())
+        names = tuple(self.state)
+        return (self.phi_layout, self.theta_layout, self.spec, forms, names, self.initial is None)
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Call:
+        """The same call with other tensors, as :meth:`tensors` lists them."""
+        pending = iter(tensors)
+        take = lambda like: [next(pending) for _ in like]  # noqa: E731
+        return Call(
+            self.phi_layout,
+            self.theta_layout,
+            take(self.phi),
+            take(self.theta),
+            take(self.args),
+            self.others,
+            self.spec,
+            None if self.initial is None else next(pending),
+            dict(zip(self.state, pending, strict=True)),
+        )
+
+    def arguments(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+        """``outer_args`` and ``inner_args``."""
+        pending = iter(self.args)
+        leaves = [next(pending) if item is HERE else item for item in self.others]
+        return pytree.tree_unflatten(leaves, self.spec)
+
+
+Compiled = Callable[..., Sequence[Tensor]]
+
+HERE = object()
+"""Stands where a tensor stood among the other arguments."""
+
+
+@dataclass(frozen=True)
+class First:
+    """Values and first derivatives; ``direct`` like phi, the others flat."""
+
+    outer_value: Tensor
+    inner_value: Tensor
+    gradient: Tensor
+    slope: Tensor
+    direct: list[Tensor]
+
+    def tensors(self) -> list[Tensor]:
+        return [self.outer_value, self.inner_value, self.gradient, self.slope, *self.direct]
+
+    @classmethod
+    def of(cls, tensors: Sequence[Tensor]) -> First:
+        outer_value, inner_value, gradient, slope, *direct = tensors
+        return cls(outer_value, inner_value, gradient, slope, direct)
+
+
+@dataclass(frozen=True)
+class Functions:
+    """The two objectives of a problem."""
+
+    outer: Callable[..., Tensor]
+    inner: Callable[..., Tensor]
+
+    def objectives(self, call: Call, guard: Guard) -> tuple[Objective, Objective]:
+        """Both at a call's arguments."""
+        outer_args, inner_args = call.arguments()
+        layouts = (call.phi_layout, call.theta_layout)
+        return (
+            Objective(self.outer, "outer", *layouts, outer_args, guard),
+            Objective(self.inner, "inner", *layouts, inner_args, guard),
+        )
+
+    def derivatives(self, call: Call, guard: Guard) -> tuple[First, KeptGraph]:
+        """Values and first derivatives, and the products that come after them."""
+        outer, inner = self.objectives(call, guard)
+        phi, theta = fresh(call.phi), fresh(call.theta)
+        with torch.enable_grad(), uncompiled():
+            value = outer(phi, theta)
+        found = torch.autograd.grad(value, [*phi, *theta], allow_unused=True)
+        slope = call.theta_layout.join(filled(found[len(phi) :], theta))
+        kept = KeptGraph(inner, phi, theta)
+        direct = filled(found[: len(phi)], phi)
+        return First(value.detach(), kept.value, kept.gradient, slope, direct), kept
+
+
+class Program:
+    """A traced computation, in parts that are compiled when first used.
+
+    Args:
+        function: of the moving tensors, then the fixed ones.
+        moving: examples of those that change while the others stay.
+        fixed: examples of the others.
+        groups: how many outputs each part has; see :func:`bilevel._graphs.split`.
+        known: tensors the function may use besides, by id.
+
+    Attributes:
+        seconds: spent on tracing and compiling so far.
+
+    Raises:
+        Refused: the computation cannot be traced.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., list[Tensor]],
+        moving: Sequence[Tensor],
+        fixed: Sequence[Tensor],
+        groups: Mapping[str, int],
+        known: Mapping[int, Tensor],
+    ) -> None:
+        begin = time.perf_counter()
+        module, self._held = trace(function, [*moving, *fixed], known)
+        self._split = split(module, len(moving), groups)
+        self._own = groups["static"]
+        self._compiled: dict[str, Compiled] = {}
+        self.seconds = time.perf_counter() - begin
+
+    def start(self, fixed: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The outputs that wait for no moving input, and what the parts need besides theirs."""
+        held = [tensor.detach() for tensor in self._held]
+        found = self._run("static", self._split.static, [*fixed, *held])
+        return list(found[: self._own]), list(found[self._own :])
+
+    def run(self, name: str, moving: Sequence[Tensor], shared: Sequence[Tensor]) -> list[Tensor]:
+        """One part."""
+        parts = self._split
+        inputs = [moving[index] for index in parts.moving[name]]
+        inputs += [shared[index] for index in parts.needs[name]]
+        return list(self._run(name, parts.parts[name], inputs))
+
+    def _run(self, name: str, graph: fx.GraphModule, inputs: list[Tensor]) -> Sequence[Tensor]:
+        ready = self._compiled.get(name)
+        if ready is not None:
+            return ready(*inputs)
+        begin = time.perf_counter()
+        ready = compiled(graph, inputs)
+        try:
+            found = ready(*inputs)
+        except Exception as error:
+            raise refusal("is refused by the compiler", error) from error
+        self._compiled[name] = ready
+        self.seconds += time.perf_counter() - begin
+        return found
+
+
+def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
+    """Machine code for a graph, by TorchInductor; on CUDA captured as a CUDA graph.
+
+    Raises:
+        Refused: there is no compiler, or it does not know an operation.
+    """
+    # Imported here: it takes seconds, which those who never compile should not pay.
+    from torch._inductor.compile_fx import compile_fx
+
+    patches = {"size_asserts": False, "triton.cudagraphs": inputs[0].device.type == "cuda"}
+    try:
+        return cast(Compiled, compile_fx(graph, list(inputs), config_patches=patches))
+    except Exception as error:
+        raise refusal("is refused by the compiler", error) from error
+
+
+class CompiledProducts(Products):
+    """Products by the compiled parts of :func:`derivatives`."""
+
+    name = "reverse"
+
+    def __init__(self, program: Program, call: Call, batch: int) -> None:
+        own, self._shared = program.start(call.tensors())
+        self.first = First.of(own)
+        self._program, self._batch = program, batch
+        self.value, self.gradient = self.first.inner_value, self.first.gradient
+        self.unused = ()
+        self._phi = len(call.phi)
+
+    def rows(self, rows: Tensor) -> Tensor:
+        if rows.shape[0] == self._batch and self._batch > 1:
+            return self._program.run("batch", [rows, rows, rows[0]], self._shared)[0]
+        found = [self._product(row) for row in rows.split(1)]
+        return found[0] if len(found) == 1 else torch.cat(found)
+
+    def _product(self, row: Tensor) -> Tensor:
+        row = row.contiguous()
+        return self._program.run("product", [row, row, row[0]], self._shared)[0]
+
+    def mixed(self, vector: Tensor) -> Sequence[Tensor | None]:
+        return self._program.run("mixed", [vector, vector, vector], self._shared)
+
+
+def derivatives(
+    functions: Functions, call: Call, guard: Guard, batch: int, known: Mapping[int, Tensor]
+) -> Program:
+    """First derivatives (``static``), ``product`` and ``batch`` with the Hessian, and ``mixed``."""
+
+    def function(*inputs: Tensor) -> list[Tensor]:
+        row, rows, vector, *tensors = inputs
+        first, kept = functions.derivatives(call.with_tensors(tensors), guard)
+        mixed = filled(kept.mixed(vector), call.phi)
+        return [*first.tensors(), kept.rows(row), kept.rows(rows), *mixed]
+
+    like, size = call.theta[0], call.theta_layout.size
+    moving = [like.new_zeros(1, size), like.new_zeros(batch, size), like.new_zeros(size)]
+    groups = {"static": 4 + len(call.phi), "product": 1, "batch": 1, "mixed": len(call.phi)}
+    return Program(function, moving, call.tensors(), groups, known)
