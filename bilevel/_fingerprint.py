@@ -99,6 +99,9 @@ class Fingerprint:
 
     def _below(self, item: Any) -> Iterator[Any] | None:
         if isinstance(item, FunctionType):
+            if (item.__module__ or "").partition(".")[0] == "bilevel":
+                self.tokens.append(id(item))  # holds still, as what is installed does
+                return None
             if _is_installed(item.__code__):
                 self.tokens.append(id(item))
                 return _cells(item)
@@ -110,16 +113,17 @@ class Fingerprint:
             return iter((item.func, item.args, item.keywords))
         if isinstance(item, dict | MappingProxyType):
             self.tokens.append((type(item), len(item)))
-            return (part for pair in item.items() for part in pair)
+            return (part for pair in item.items() for part in pair) if item else None
         if isinstance(item, list | tuple):
             self.tokens.append((type(item), len(item)))
-            return iter(item)
+            return iter(item) if item else None
         if isinstance(item, set | frozenset):
             self.tokens.append((type(item), len(item)))
             return iter(sorted(item, key=repr))
         if isinstance(item, type):
             self.tokens.append(id(item))
-            return None if item.__module__ in ("builtins", "typing") else _of_class(item)
+            still = item.__module__.partition(".")[0] in ("builtins", "typing", "bilevel", "torch")
+            return None if still else _of_class(item)
         if isinstance(item, ModuleType | BuiltinFunctionType | torch.Generator):
             self.tokens.append(id(item))
             return None
