@@ -64,7 +64,7 @@ def measure(net: Network, options: Any) -> list[dict[str, Any]]:
         problem = bilevel.ImplicitProblem(
             net.outer, net.inner, solver, on_failure="ignore", compile=compile
         )
-        batches = {"outer_args": net.validation, "inner_args": net.batch}
+        batches: dict[str, Any] = {"outer_args": net.validation, "inner_args": net.batch}
         contenders[name] = lambda problem=problem, batches=batches: problem.implicit_grad(
             net.phi, net.theta, **batches
         )

@@ -47,7 +47,7 @@ def measure(net: Network, budget: int, options: Any) -> list[dict[str, Any]]:
             problem = bilevel.ImplicitProblem(
                 net.outer, net.inner, solver, on_failure="ignore", compile=path == "compiled"
             )
-            batches = {"outer_args": net.validation, "inner_args": net.batch}
+            batches: dict[str, Any] = {"outer_args": net.validation, "inner_args": net.batch}
             run = lambda problem=problem, batches=batches: problem.implicit_grad(  # noqa: E731
                 net.phi, net.theta, **batches
             )
