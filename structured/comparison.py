@@ -230,14 +230,15 @@ class Comparison:
 
         parts = ", ".join(f"{rows} {part}" for part, rows in self.sizes.items())
         table = Table(
-            title=f"{self.data}, split {self.split!r}: {parts}\nexample-F1 on the test part in "
-            "percent, mean ± deviation over seeds; decoders fitted on validation",
+            title=f"{self.data}, split {self.split!r}\n{parts}\nexample-F1 on test in "
+            f"percent, mean ± deviation over {len(self.seeds)} seeds; decoders fitted on "
+            "validation",
             title_justify="left",
             caption=self.command or None,
             caption_justify="left",
         )
-        table.add_column("method", no_wrap=True)
-        for heading in ("seeds", *_HEADINGS):
+        table.add_column("method")
+        for heading in _HEADINGS:
             table.add_column(heading, justify="right", no_wrap=True)
         records = [record for record in self.summary() if record["seeds"]]
         rivals = [record for record in records if record["method"] != self.control]
@@ -251,11 +252,10 @@ class Comparison:
                 _cell(record[decoder], best[decoder] if rival else None) for decoder in COLUMNS
             ]
             predicting = record["predict_seconds"]
+            done = len(record["seeds"])
             table.add_row(
-                record["method"],
-                str(len(record["seeds"])),
+                record["method"] + (f" ({done} done)" if done < len(self.seeds) else ""),
                 *cells,
-                f"{record['best_epoch']:.0f}",
                 f"{record['epoch_seconds']:.2f}",
                 "" if predicting is None else f"{1000 * predicting:.1f}",
             )
@@ -285,7 +285,6 @@ _A_CONTROL = "a control"
 # In two lines, so that four decoders and the times fit beside each other.
 _HEADINGS = (
     *(name.replace(" ", "\n", 1) for name in COLUMNS),
-    "best\nepoch",
     "s /\nepoch",
     "µs /\nrow",
 )

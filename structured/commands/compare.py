@@ -10,7 +10,7 @@ import typer
 
 from structured.commands import options, specs
 from structured.commands.failures import FAILURE, INTERRUPTED, bad_usage
-from structured.commands.output import print_json, print_table, say
+from structured.commands.output import WIDTH, print_json, print_table, say
 from structured.presets import setting, shown
 
 if TYPE_CHECKING:
@@ -208,7 +208,7 @@ def compare(
     if as_json:
         print_json({**found.to_dict(), "pictures": [str(path) for path in pictures]})
     else:
-        print_table(found.table())
+        print_table(found.table(), least=WIDTH)
         # Of many methods one decoder's, which is that of independent labels where they are.
         verdicts = found.verdicts() if len(chosen) <= FEW else found.verdicts([JOINT])
         for line in (*found.choices(), *verdicts):

@@ -19,17 +19,23 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, indent=2, allow_nan=False, ensure_ascii=False))
 
 
-def print_table(table: Table) -> None:
-    """Print a `rich` table: in colour on a terminal, plain elsewhere."""
-    print_rich(table)
+def print_table(table: Table, least: int = 0) -> None:
+    """Print a `rich` table: in colour on a terminal, plain elsewhere.
+
+    Args:
+        table: What to print.
+        least: Columns that it needs, so that no figure is cut: on a narrower terminal its lines
+            break.
+    """
+    print_rich(table, least=least)
 
 
-def print_rich(*parts: RenderableType) -> None:
-    """Print tables and texts of `rich`, each below the one before; colours as in `print_table`."""
+def print_rich(*parts: RenderableType, least: int = 0) -> None:
+    """Print tables and texts of `rich`, each below the one before; as `print_table` does."""
     from rich.console import Console
 
-    terminal = sys.stdout.isatty()
-    console = Console(file=sys.stdout, width=None if terminal else WIDTH)
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else WIDTH)
+    console.width = max(console.width, least)
     for part in parts:
         console.print(part)
 
