@@ -48,7 +48,11 @@ def read_npz(path: str | os.PathLike[str]) -> MultiLabelData:
     arrays = _load(file)
     missing = sorted(_OWN_KEYS - arrays.keys() - {"feature_names", "meta_json"})
     if missing:
-        raise DataError(f"no array {missing[0]!r}; this is not a data set, or half of one", file)
+        raise DataError(
+            f"no array {missing[0]!r}; this is not a data set, or half of one; "
+            "structured.data.write_npz makes one of arrays, `structured data convert` of files",
+            file,
+        )
     meta = _meta(arrays.get("meta_json"), file)
     try:
         X, Y = _matrix(arrays, "X"), _matrix(arrays, "Y")
@@ -115,8 +119,10 @@ def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = os.fspath(path)  # the name that the caller knows
         raise
 
 

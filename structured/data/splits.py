@@ -156,8 +156,7 @@ def carve(
         >>> print(validation.title)
         toy (all rows, validation 0.5, seed 0/validation)
     """
-    if not 0 < fraction < 1:
-        raise DataError(f"fraction must be between 0 and 1; found {fraction}")
+    _check_fraction(fraction)
     sizes = shares(train.n_rows, [1 - fraction, fraction])
     split = stratified(train, sizes, ("train", "validation"), seed=seed)
     made = f"{train.meta.get('split', 'all rows')}, validation {fraction:g}, seed {seed}"
@@ -231,7 +230,8 @@ def train_validation_test(
         seed: Of the carving.
 
     Raises:
-        DataError: There is no such split, or it has other parts.
+        DataError: There is no such split, it has other parts, or the fraction, needed or not, is
+            not between 0 and 1.
 
     Example:
         >>> split = Split([0, 0, 0, 0, 1], ("train", "test"))
@@ -242,6 +242,7 @@ def train_validation_test(
         data (official, validation 0.25, seed 0/validation) 1
         data (official/test) 1
     """
+    _check_fraction(fraction)
     parts = data.split(split)
     if set(parts) == {"train", "test"}:
         return (*carve(parts["train"], fraction, seed), parts["test"])
@@ -251,6 +252,11 @@ def train_validation_test(
         f"split {split!r} of {data.name} has the parts {list(parts)}; wanted train and test, with "
         "or without validation"
     )
+
+
+def _check_fraction(fraction: float) -> None:
+    if not 0 < fraction < 1:
+        raise DataError(f"fraction must be between 0 and 1; found {fraction}")
 
 
 def _both_ways(Y: Any) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:

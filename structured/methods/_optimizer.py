@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Literal
+from numbers import Real
+from typing import Literal, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +38,8 @@ def descend(optimizer: torch.optim.Optimizer, value: Tensor) -> None:
 
 def check_rate(name: str, value: float, *, zero: bool = False) -> None:
     """Raise ValueError unless `value` is a finite number above (or, if `zero`, at least) 0."""
-    least = value >= 0 if zero else value > 0
-    if isinstance(value, bool) or not least or value == float("inf"):
+    least = _is_number(value) and (value >= 0 if zero else value > 0)
+    if not least or value == math.inf:
         wanted = "at least 0" if zero else "above 0"
         raise ValueError(f"{name}: found {value!r}, wanted a finite number {wanted}")
 
@@ -51,7 +52,7 @@ def check_weights(method: object, *names: str) -> None:
 
 def check_finite(name: str, value: float) -> None:
     """Raise ValueError unless `value` is a finite number, of either sign."""
-    if isinstance(value, bool) or not math.isfinite(value):
+    if not _is_number(value) or not math.isfinite(value):
         raise ValueError(f"{name}: found {value!r}, wanted a finite number")
 
 
@@ -65,3 +66,8 @@ def check_count(name: str, value: int, least: int) -> None:
     """Raise ValueError unless `value` is an integer of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise ValueError(f"{name}: found {value!r}, wanted an integer of at least {least}")
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    """Whether a value that users may have written in another way than as a number is one."""
+    return isinstance(value, Real) and not isinstance(value, bool)

@@ -144,6 +144,11 @@ def _restore(value: Any, place: str) -> Any:
             f"{', '.join(known) or 'it has none'}"
         )
     restored = {key: _restore(item, f"{place}.{key}") for key, item in options.items()}
+    for field in dataclasses.fields(cls):
+        found = restored.get(field.name, field.default)
+        if isinstance(field.default, bool) and not isinstance(found, bool):
+            # A text such as "no" would count as true.
+            raise ValueError(f"{place}: {field.name}: found {found!r}, wanted true or false")
     try:
         return cls(**restored)
     except (TypeError, ValueError) as error:

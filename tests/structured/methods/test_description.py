@@ -67,6 +67,7 @@ def test_an_object_that_json_cannot_hold_is_named() -> None:
         ({"type": "CrossEntropy", "rate": 1}, "unknown 'rate', wanted options of CrossEntropy: lr"),
         ({"type": "CrossEntropy", "lr": -1}, "method: lr: found -1"),
         ({"type": "Margin"}, "wanted the description of a method"),
+        ({"type": "Implicit", "warm_start": "no"}, "method: warm_start: found 'no', wanted true"),
         (
             {"type": "Implicit", "solver": {"type": "CG", "rtol": 2}},
             r"method\.solver: CG: rtol must be in",

@@ -383,6 +383,7 @@ def test_options_that_do_not_fit_are_refused() -> None:
         ({"pretrain_epochs": -1}, "pretrain_epochs: found -1"),
         ({"damping": -1.0}, "damping: found -1.0, wanted a finite number at least 0"),
         ({"inner_lr": math.inf}, "inner_lr: found inf"),
+        ({"inner_lr": "fast"}, "inner_lr: found 'fast', wanted a finite number at least 0"),
         ({"max_norm": 0.0}, "max_norm: found 0.0, wanted a finite number above 0"),
         (soft, r"samples: found 4 with the sampler Soft\(\), whose candidates are all the same"),
     ]
