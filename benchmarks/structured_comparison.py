@@ -196,6 +196,29 @@ def times(found: Mapping[str, Comparison]) -> str:
     return "\n".join(lines)
 
 
+def costs() -> str:
+    """What structured_family.py measured: a step of training, and predicting 1000 rows."""
+    path = RESULTS / "structured_family.json"
+    (found,) = json.loads(path.read_text())["results"]
+    lines = [
+        f"{found['data']}, batches of {found['batch_size']}, one thread; the ratios are to "
+        f"{found['reference']}.",
+        "",
+        _row(["method", "ms / step", "ratio", "ms / 1000 rows", "ratio"]),
+        "|---|" + "---:|" * 4,
+    ]
+    for row in found["methods"]:
+        training, predicting = row["step_over_reference"], row["prediction_over_reference"]
+        cells = [
+            f"{row['ms_per_step']:.1f}",
+            f"{training['ratio_of_medians']:.2f}",
+            f"{row['ms_per_1000_rows']:.1f}",
+            f"{predicting['ratio_of_medians']:.2f}",
+        ]
+        lines.append(_row([row["method"], *cells]))
+    return "\n".join(lines)
+
+
 def printed(found: Mapping[str, Comparison]) -> str:
     """Published figures beside ours under the two decoders that papers use or could."""
     lines = [
@@ -260,6 +283,7 @@ def page() -> None:
         "half": matrix(found, "threshold 0.5"),
         "differences": differences(found, JOINT),
         "times": times(found),
+        "costs": costs(),
         "published": printed(found),
         "chosen": chosen(found),
         "protocol": protocol(found),
