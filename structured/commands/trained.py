@@ -124,6 +124,7 @@ def load_trained(folder: Path) -> Trained:
         method = from_dict(about["method"])
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{folder / MODEL}: {error}") from error
+    _check_same_method(folder, about["method"])
     try:
         evaluation = Evaluation.from_dict(json.loads((folder / EVALUATION).read_bytes()))
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -139,6 +140,23 @@ def load_trained(folder: Path) -> Trained:
         source=source,
         evaluation=evaluation,
     )
+
+
+def _check_same_method(folder: Path, found: Any) -> None:
+    from structured.run_folder import DESCRIPTION, MODEL
+
+    try:
+        wanted = json.loads((folder / DESCRIPTION).read_bytes())["method"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{folder / DESCRIPTION}: is not there or damaged; train again with --resume"
+        ) from error
+    if found != wanted:
+        raise CheckpointError(
+            f"{folder / MODEL}: is of another method ({found.get('type')}) than the run of this "
+            f"folder ({wanted.get('type')}), or of other options; put its own file back, or train "
+            "again"
+        )
 
 
 def columns(names: Sequence[str], wanted: Sequence[str], what: str) -> list[int]:

@@ -113,6 +113,18 @@ def test_a_run_is_not_overwritten_and_another_one_is_not_resumed(
     assert "cut short or damaged" in refused(1, "predict", "run", file)
 
 
+def test_a_model_of_another_run_is_not_taken_for_the_runs_own(
+    trained: Path, file: Path, tmp_path: Path
+) -> None:
+    ok("train", "-m", "cross_entropy", "-d", file, *TINY, "-o", "run", "-e", 1)
+    (tmp_path / "run/model.safetensors").write_bytes((trained / "model.safetensors").read_bytes())
+    for command in (("evaluate", "run"), ("predict", "run", file)):
+        line = refused(1, *command)
+        assert "is of another method (Implicit) than the run of this folder (CrossEntropy)" in line
+    (tmp_path / "run/run.json").unlink()
+    assert "run.json: is not there or damaged" in refused(1, "evaluate", "run")
+
+
 def test_each_kind_of_failure_has_its_exit_code() -> None:
     assert explain(CheckpointError("x")) == ("x", 1)
     assert explain(DownloadError("no\nnetwork")) == ("no network", 1)
