@@ -42,7 +42,7 @@ def _call_double_backward(theta: Tensor) -> None:
     [(_call_implicit_grad, 1000), (_call_argmin_backward, 1000), (_call_double_backward, 250)],
 )
 def test_a_thousand_calls_leave_memory_flat(call: Callable[[Tensor], None], times: int) -> None:
-    # One vector lost in every call would take 32 MB by the end.
+    # One vector lost in every call would take 32 MB by the end; half of it is beyond all noise.
     theta = torch.ones(4_000_000 // times, dtype=torch.float64)
     for _ in range(20):
         call(theta)
@@ -53,7 +53,7 @@ def test_a_thousand_calls_leave_memory_flat(call: Callable[[Tensor], None], time
         memory, tensors, objects = _peak(), _tensors(), len(gc.get_objects())
         for _ in range(times):
             call(theta)
-        assert _peak() - memory < 8e6
+        assert _peak() - memory < 16e6
         assert _tensors() == tensors
     finally:
         gc.enable()

@@ -116,6 +116,7 @@ def test_a_run_that_diverges_is_named_below_the_table_and_in_the_exit_code(file:
     assert line.startswith("structured: cross_entropy: lr=1e38, seed 0: ")
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupt_stops_all_processes_and_resuming_goes_on(file: Path, tmp_path: Path) -> None:
     methods = ("-m", "cross_entropy", "-m", "cross_entropy: lr=0.01")
     settings = (*TINY, "--batch-size", "4", "--patience", "100000", "--checkpoint-seconds", "0")

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from tests.structured.commands.cli import REPOSITORY, TINY, ok, process, rows
 
 
@@ -31,6 +33,7 @@ def wait_for(condition: Callable[[], bool], running: subprocess.Popen[str]) -> N
         time.sleep(0.05)
 
 
+@pytest.mark.usefixtures("interrupts")
 def test_an_interrupted_training_says_how_to_go_on_and_does(file: Path, tmp_path: Path) -> None:
     settings = ("-m", "cross_entropy", "-d", str(file), *TINY, "--batch-size", "4")
     common = ("train", *settings, "--patience", "100000", "--checkpoint-seconds", "0")
