@@ -57,7 +57,7 @@ def main(source: str, target: str, products: int, repeats: int) -> None:
         begin = time.process_time()
         jax.block_until_ready(run(phi, theta, *batches))
         seconds.append(time.process_time() - begin)
-    np.savez(target, **{key: np.asarray(leaf) for key, leaf in found.items()})
+    np.savez(target, **{key: np.asarray(leaf) for key, leaf in found.items()})  # pyright: ignore[reportArgumentType]
     print(json.dumps({"seconds": seconds, "compiling": compiling, "jax": jax.__version__}))
 
 

@@ -76,7 +76,7 @@ def _moments(X: Any) -> tuple[np.ndarray, np.ndarray]:
     if not sparse.issparse(X):
         table = np.asarray(X, dtype=np.float64)
         return table.mean(axis=0), table.std(axis=0)
-    table = sparse.csr_array(X, dtype=np.float64)
+    table: Any = sparse.csr_array(X, dtype=np.float64)
     mean = np.asarray(table.mean(axis=0)).ravel()
     # Around the mean: sums of squares would cancel. The zeros that are not stored count, too.
     stored = table.tocsc(copy=True)

@@ -237,7 +237,7 @@ def test_a_parameter_that_is_not_there_is_refused(name: str) -> None:
 def test_a_clone_has_the_parameters_and_no_fit() -> None:
     fitted = small(method=METHODS_TO_TRY["implicit"]).fit(X, Y)
     copy = clone(fitted)
-    assert copy.get_params() == fitted.get_params()
+    assert copy.get_params() == fitted.get_params()  # pyright: ignore[reportAttributeAccessIssue]
     assert not hasattr(copy, "models_")
 
 
