@@ -3,118 +3,265 @@
     python -m benchmarks speed --quick
     python -m benchmarks speed --kinds mlp lstm --sizes 1000 30000 --budgets 20 --compile
 
-The floor, the library and, with ``--compile``, the compiled path do the same products; the
-difference is that to the floor. Compiling takes up to a minute for every network and solver.
+The floor, the library and, with ``--compile``, the compiled path make the same products, in turn;
+``peers.py`` sets other libraries beside them. Every answer is held against the floor's in double
+precision: beyond ten times the floor's own error, and beyond a thousandth, it is called wrong.
+Compiling takes up to a minute for every network and solver.
 """
 
 from __future__ import annotations
 
+import statistics
 import time
 import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from _floor import cg, flat, neumann
 from _harness import Contender, arguments, compare, interleave, milliseconds, print_table, save
 from _models import WIDTHS, Leaves, Network, network
+from _peers import Peer
 
 import bilevel
 
-SIZES = (1_000, 30_000, 300_000, 2_000_000)
+Row = dict[str, Any]
+Answers = dict[tuple[str, int], Leaves]
+Others = Callable[[Network, list[Row], dict[int, Answers]], None]
+STEP = 0.1  # of the Neumann series: well inside 2 / largest eigenvalue for every network here
+WRONG = 1e-3
+# What one run can afford: a round of the largest takes as long as ten of the others together.
+BUDGETS: dict[int, tuple[int, ...]] = {
+    1_000: (10, 20, 50),
+    30_000: (10, 20, 50),
+    300_000: (20,),
+    2_000_000: (10,),
+}
+SIZES = tuple(BUDGETS)
+FLOORS: dict[str, Callable[[Network, int], Leaves]] = {
+    "Neumann": lambda net, products: neumann(net, products, STEP),
+    "CG": cg,
+}
+SOLVERS: dict[str, Callable[[int], bilevel.Solver]] = {
+    "Neumann": lambda products: bilevel.Neumann(products, step=STEP),
+    "CG": lambda products: bilevel.CG(rtol=None, max_steps=products - 1),
+}
 OPTIONS: dict[str, dict[str, Any]] = {
     "--kinds": {"nargs": "+", "choices": list(WIDTHS), "default": list(WIDTHS)},
     "--sizes": {"nargs": "+", "type": int, "choices": SIZES, "default": list(SIZES)},
-    "--budgets": {"nargs": "+", "type": int, "default": [10, 20, 50]},
+    "--budgets": {"nargs": "+", "type": int, "help": "products (default: by the size)"},
+    "--solvers": {"nargs": "+", "choices": list(SOLVERS), "default": list(SOLVERS)},
+    "--seconds": {"type": float, "default": 15.0, "help": "for the rounds of one table, about"},
     "--compile": {"action": "store_true", "help": "also the compiled path"},
 }
 
 
-def measure(net: Network, budget: int, options: Any) -> list[dict[str, Any]]:
-    """Both solvers by everybody, in turn."""
-    step = 0.1
-    solvers = {
-        "Neumann": bilevel.Neumann(budget, step=step),
-        "CG": bilevel.CG(rtol=None, max_steps=budget - 1),
-    }
-    floors: dict[str, Contender] = {
-        "Neumann": lambda: neumann(net, budget, step),
-        "CG": lambda: cg(net, budget),
-    }
-    contenders: dict[str, Contender] = {f"{name}: floor": run for name, run in floors.items()}
-    compiling: dict[str, float] = {}
-    for name, solver in solvers.items():
-        for path in ("eager", "compiled") if options.compile else ("eager",):
-            problem = bilevel.ImplicitProblem(
-                net.outer, net.inner, solver, on_failure="ignore", compile=path == "compiled"
-            )
-            batches: dict[str, Any] = {"outer_args": net.validation, "inner_args": net.batch}
-            run = lambda problem=problem, batches=batches: problem.implicit_grad(  # noqa: E731
-                net.phi, net.theta, **batches
-            )
-            begin = time.perf_counter()
-            run()
-            compiling[f"{name}: {path}"] = time.perf_counter() - begin
-            contenders[f"{name}: {path}"] = run
-    seconds = interleave(contenders, options.repeats, options.device)
-    rows = []
-    for name, run in contenders.items():
-        floor = f"{name.partition(':')[0]}: floor"
-        rows.append(
-            {
-                "problem": net.name,
-                "products": budget,
-                "contender": name,
-                "milliseconds": milliseconds(seconds[name]),
-                **compare(seconds[name], seconds[floor]),
-                "relative_difference": difference(run(), contenders[floor]()),
-                "first_call_seconds": compiling.get(name),
-            }
-        )
-    return rows
+@dataclass(frozen=True)
+class Entry:
+    """One contender of one table: ``extra`` and ``unrolled`` as in :class:`_peers.Peer`."""
+
+    name: str
+    solver: str
+    run: Contender
+    extra: int = 0
+    unrolled: bool = False
 
 
-def difference(found: Leaves, wanted: Leaves) -> float:
+class _Kept:
+    """A contender that keeps its last answer, or the reason why there is none."""
+
+    def __init__(self, run: Contender) -> None:
+        self.run = run
+        self.answer: Leaves | None = None
+        self.reason: str | None = None
+
+    def __call__(self) -> None:
+        if self.reason is not None:
+            return
+        try:
+            self.answer = self.run()
+        except Exception as error:  # whatever keeps a peer from running is its row
+            self.reason = reason(error)
+
+
+def reason(error: Exception) -> str:
+    """The first sentence of an error, in one line."""
+    line = (str(error).strip().splitlines() or [""])[0]
+    return f"{type(error).__name__}: {line[:80]}"
+
+
+def library(net: Network, solver: bilevel.Solver, compiled: bool) -> Contender:
+    """The library's hypergradient, its batches given as arguments."""
+    problem = bilevel.ImplicitProblem(
+        net.outer, net.inner, solver, on_failure="ignore", compile=compiled
+    )
+    return lambda: problem.implicit_grad(
+        net.phi, net.theta, outer_args=net.validation, inner_args=net.batch
+    )
+
+
+def entries(net: Network, budget: int, options: Any, peers: Sequence[Peer]) -> list[Entry]:
+    """Everybody who takes part, the floor of every solver first."""
+    found = []
+    for solver in options.solvers:
+        floor = FLOORS[solver]
+        found.append(Entry("floor", solver, lambda floor=floor: floor(net, budget)))
+        found.append(Entry("bilevel", solver, library(net, SOLVERS[solver](budget), False)))
+        if options.compile:
+            compiled = library(net, SOLVERS[solver](budget), True)
+            found.append(Entry("bilevel, compiled", solver, compiled))
+        found += [
+            Entry(peer.name, solver, peer.make(net, budget, STEP), peer.extra, peer.unrolled)
+            for peer in peers
+            if peer.solver == solver
+        ]
+    return found
+
+
+def references(net: Network, budget: int, solvers: Sequence[str], most: int = 1) -> Answers:
+    """The floor's answers in double precision, after its steps and up to ``most`` more."""
+    double = lambda leaves: {key: leaf.double() for key, leaf in leaves.items()}  # noqa: E731
+    exact = replace(
+        net,
+        phi=double(net.phi),
+        theta=double(net.theta),
+        batch=(net.batch[0].double(), net.batch[1].double()),
+        validation=(net.validation[0].double(), net.validation[1].double()),
+    )
+    return {
+        (name, more): FLOORS[name](exact, budget + more)
+        for name in solvers
+        for more in range(most + 1)
+    }
+
+
+def error(found: Leaves, wanted: Leaves) -> float:
     """``||found - wanted|| / ||wanted||``."""
     a, b = flat(list(found.values())).double(), flat(list(wanted.values())).double()
     return ((a - b).norm() / b.norm()).item()
 
 
+def verdict(found: float, of_floor: float, unrolled: bool) -> str:
+    """Empty where the answer is what the solver is named for."""
+    if unrolled:
+        return "another estimate"
+    return "" if found <= max(WRONG, 10 * of_floor) else "wrong"
+
+
+def measure(
+    net: Network, budget: int, wanted: Answers, options: Any, peers: Sequence[Peer]
+) -> list[Row]:
+    """All solvers by everybody, in turn: two rounds, and more as ``options.seconds`` allow."""
+    everybody = entries(net, budget, options, peers)
+    kept = [_Kept(entry.run) for entry in everybody]
+    first_calls = []
+    for run in kept:
+        begin = time.perf_counter()
+        run()
+        first_calls.append(time.perf_counter() - begin)
+    slow = [
+        seconds
+        for entry, seconds in zip(everybody, first_calls, strict=True)
+        if not _compiles(entry)
+    ]
+    rounds = max(2, min(options.repeats, int(options.seconds / sum(slow))))
+    names = [f"{entry.solver}: {entry.name}" for entry in everybody]
+    seconds = interleave(dict(zip(names, kept, strict=True)), rounds, options.device)
+    rows = []
+    for entry, name, run, first in zip(everybody, names, kept, first_calls, strict=True):
+        row: Row = {
+            "problem": net.name,
+            "products": budget,
+            "solver": entry.solver,
+            "contender": entry.name,
+        }
+        if run.answer is None:
+            rows.append({**row, "verdict": run.reason})
+            continue
+        floor = kept[names.index(f"{entry.solver}: floor")].answer
+        assert floor is not None
+        found = error(run.answer, wanted[entry.solver, entry.extra])
+        rows.append(
+            {
+                **row,
+                "rounds": rounds,
+                "milliseconds": milliseconds(seconds[name]),
+                **compare(seconds[name], seconds[f"{entry.solver}: floor"]),
+                "to_bilevel": to(seconds[name], seconds[f"{entry.solver}: bilevel"]),
+                "error": found,
+                "verdict": verdict(found, error(floor, wanted[entry.solver, 0]), entry.unrolled),
+                **({"first_call_seconds": first} if _compiles(entry) else {}),
+            }
+        )
+    return rows
+
+
+def _compiles(entry: Entry) -> bool:
+    return entry.name == "bilevel, compiled"
+
+
+def to(seconds: Sequence[float], reference: Sequence[float]) -> float:
+    """Ratio of medians."""
+    return statistics.median(seconds) / statistics.median(reference)
+
+
+def show(rows: Sequence[Row]) -> None:
+    """The table of one network and budget."""
+
+    def cell(row: Row, key: str, form: str) -> str:
+        return format(row[key], form) if key in row else "-"
+
+    print_table(
+        f"{rows[0]['problem']}, {rows[0]['products']} products",
+        ["contender", "ms", "to the floor", "to bilevel", "error", "first call, s", "remark"],
+        [
+            [
+                f"{row['solver']}: {row['contender']}",
+                cell(row, "milliseconds", ".2f"),
+                cell(row, "ratio_of_medians", ".2f"),
+                cell(row, "to_bilevel", ".2f"),
+                cell(row, "error", ".0e"),
+                cell(row, "first_call_seconds", ".1f"),
+                row["verdict"],
+            ]
+            for row in rows
+        ],
+    )
+
+
+def suite(options: Any, peers: Sequence[Peer] = (), others: Others | None = None) -> list[Row]:
+    """Measure and show every network and budget asked for.
+
+    ``others`` adds rows of its own to those of one network, given the answers at every budget.
+    """
+    most = max((peer.extra for peer in peers), default=0)
+    torch.set_num_threads(options.threads[0])
+    results = []
+    for kind in options.kinds:
+        for size in options.sizes[:1] if options.quick else options.sizes:
+            net = network(kind, size, options.device)
+            budgets = options.budgets or BUDGETS[size]
+            wanted = {
+                budget: references(net, budget, options.solvers, most)
+                for budget in (budgets[:1] if options.quick else budgets)
+            }
+            rows = []
+            for budget, answers in wanted.items():
+                rows += measure(net, budget, answers, options, peers)
+            if others is not None:
+                others(net, rows, wanted)
+            for budget in wanted:
+                show([row for row in rows if row["products"] == budget])
+            results += rows
+    return results
+
+
 def main() -> None:
     """Time, print, save."""
     options = arguments("Time fixed budgets beside a hand-written floor.", 9, OPTIONS)
-    torch.set_num_threads(options.threads[0])
     warnings.simplefilter("ignore", DeprecationWarning)
-    if options.quick:
-        options.sizes, options.budgets = options.sizes[:1], options.budgets[:1]
-    results = []
-    for kind in options.kinds:
-        for size in options.sizes:
-            net = network(kind, size, options.device)
-            rows = [row for n in options.budgets for row in measure(net, n, options)]
-            print_table(
-                net.name,
-                [
-                    "contender",
-                    "products",
-                    "ms",
-                    "ratio to the floor",
-                    "difference",
-                    "first call, s",
-                ],
-                [
-                    [
-                        row["contender"],
-                        str(row["products"]),
-                        f"{row['milliseconds']:.2f}",
-                        f"{row['ratio_of_medians']:.2f}",
-                        f"{row['relative_difference']:.0e}",
-                        f"{row['first_call_seconds'] or 0:.1f}",
-                    ]
-                    for row in rows
-                ],
-            )
-            results += rows
-    save("speed", options, results)
+    save("speed", options, suite(options))
 
 
 if __name__ == "__main__":
