@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from _harness import milliseconds
 from _models import Network
-from speed import Answers, Row, error, verdict
+from speed import Row, Wanted, error, verdict
 
 WORKER = Path(__file__).with_name("_jax_worker.py")
 ONE_THREAD = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"}
@@ -53,7 +53,7 @@ def ask(
 
 
 def add_rows(
-    net: Network, rows: list[Row], wanted: dict[int, Answers], options: Any
+    net: Network, rows: list[Row], wanted: dict[int, Wanted], options: Any
 ) -> dict[str, str]:
     """Add those of the other process to those of one network; gives its versions back.
 
@@ -70,11 +70,14 @@ def add_rows(
             "contender": f"{name}, jit",
         }
         if "reason" in entry:
-            rows.append({**row, "verdict": entry["reason"][:100]})
+            rows.append({**row, "verdict": "no answer", "remark": entry["reason"][:150]})
             continue
         floor, library = here[budget, "floor"], here[budget, "bilevel"]
         leaves = {key: torch.from_numpy(answers[f"{name}/{budget}/{key}"]) for key in net.phi}
-        found, median = error(leaves, wanted[budget]["CG", 0]), milliseconds(entry["seconds"])
+        found, median = (
+            error(leaves, wanted[budget].answers["CG", 0]),
+            milliseconds(entry["seconds"]),
+        )
         rows.append(
             {
                 **row,
@@ -84,6 +87,7 @@ def add_rows(
                 "to_bilevel": median / library["milliseconds"],
                 "error": found,
                 "verdict": verdict(found, floor["error"], unrolled=False),
+                "remark": "",
                 "first_call_seconds": entry["compiling"],
             }
         )

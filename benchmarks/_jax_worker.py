@@ -136,7 +136,8 @@ def by_optimistix(outer: Any, inner: Any, products: int) -> Callable[..., Any]:
     def run(phi: Any, theta: Any, x: Any, y: Any, *validation: Any) -> Any:
         def value(phi: Any) -> Any:
             inputs = (jax.tree_util.Partial(inner), theta, phi, x, y)
-            return outer(adjoint.apply(_stay, _condition, inputs, tags), *validation)
+            root, _ = adjoint.apply(_stay, _condition, inputs, tags)
+            return outer(root, *validation)
 
         return jax.grad(value)(phi)
 
@@ -157,6 +158,13 @@ def timed(run: Callable[[], Any], repeats: int, seconds: float) -> tuple[Any, di
         run()
         times.append(time.process_time() - begin)
     return found, report
+
+
+def reason(error: Exception) -> str:
+    """What an error says, without the frames of a callback that it came through."""
+    lines = [line for line in str(error).splitlines() if line.strip() and line[0] != " "]
+    told = [line for line in lines if "most recent call last" not in line]
+    return f"{type(error).__name__}: {' '.join(told)}"
 
 
 def main(request: dict[str, Any]) -> None:
@@ -182,7 +190,7 @@ def main(request: dict[str, Any]) -> None:
                 answers |= {f"{name}/{products}/{key}": np.asarray(g) for key, g in found.items()}
                 report |= times
             except Exception as error:  # whatever keeps it from running is its row
-                report["reason"] = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+                report["reason"] = reason(error)
             reports.append(report)
     np.savez(request["target"], **answers)
     versions = {name: version(name) for name in ("jax", *here)}

@@ -15,7 +15,7 @@ from typing import Any
 from _harness import arguments, save
 from _jax_peers import add_rows
 from _models import Network
-from speed import OPTIONS, Answers, Row, suite
+from speed import OPTIONS, Row, Wanted, suite
 
 OWN: dict[str, dict[str, Any]] = {
     **{name: OPTIONS[name] for name in ("--kinds", "--sizes", "--budgets", "--seconds")},
@@ -33,7 +33,7 @@ def main() -> None:
     warnings.simplefilter("ignore", DeprecationWarning)
     versions: dict[str, str] = {}
 
-    def others(net: Network, rows: list[Row], wanted: dict[int, Answers]) -> None:
+    def others(net: Network, rows: list[Row], wanted: dict[int, Wanted]) -> None:
         versions.update(add_rows(net, rows, wanted, options))
 
     if options.python is None:

@@ -24,7 +24,7 @@ from _harness import arguments, save
 from _jax_peers import add_rows
 from _models import Network
 from _peers import PEERS, installed, versions
-from speed import OPTIONS, Answers, Row, suite
+from speed import OPTIONS, Row, Wanted, suite
 
 OWN: dict[str, dict[str, Any]] = {
     **OPTIONS,
@@ -42,14 +42,18 @@ def main() -> None:
     if options.python is None or options.device != "cpu":
         missing.add("jax: --python names no Python of its own, or the device is not the CPU")
 
-    def others(net: Network, rows: list[Row], wanted: dict[int, Answers]) -> None:
+    def others(net: Network, rows: list[Row], wanted: dict[int, Wanted]) -> None:
         found.update(add_rows(net, rows, wanted, options))
 
     for name in sorted(missing):
         print(f"left out: {name}")
     beside = options.python is not None and options.device == "cpu" and "CG" in options.solvers
     rows = suite(options, peers, others if beside else None)
-    save("peers", options, {"versions": found, "left_out": sorted(missing), "timings": rows})
+    save(
+        f"peers{options.label}",
+        options,
+        {"versions": found, "left_out": sorted(missing), "timings": rows},
+    )
 
 
 if __name__ == "__main__":

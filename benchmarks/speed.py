@@ -27,8 +27,6 @@ from _peers import Peer
 import bilevel
 
 Row = dict[str, Any]
-Answers = dict[tuple[str, int], Leaves]
-Others = Callable[[Network, list[Row], dict[int, Answers]], None]
 STEP = 0.1  # of the Neumann series: well inside 2 / largest eigenvalue for every network here
 WRONG = 1e-3
 # What one run can afford: a round of the largest takes as long as ten of the others together.
@@ -53,36 +51,74 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "--budgets": {"nargs": "+", "type": int, "help": "products (default: by the size)"},
     "--solvers": {"nargs": "+", "choices": list(SOLVERS), "default": list(SOLVERS)},
     "--seconds": {"type": float, "default": 15.0, "help": "for the rounds of one table, about"},
+    "--longest": {"type": float, "default": 60.0, "help": "a round that peers may make it last"},
+    "--label": {"default": "", "help": "added to the name of the JSON file"},
     "--compile": {"action": "store_true", "help": "also the compiled path"},
 }
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """The floor's answers in double precision, by solver and steps beyond the floor's.
+
+    ``seconds`` is what one of them took: about as long as the average contender takes.
+    """
+
+    answers: dict[tuple[str, int], Leaves]
+    seconds: float
+
+
+Others = Callable[[Network, list[Row], dict[int, Wanted]], None]
+
+
+@dataclass(frozen=True)
 class Entry:
-    """One contender of one table: ``extra`` and ``unrolled`` as in :class:`_peers.Peer`."""
+    """One contender of one table; with the peer that it is of, if it is of one."""
 
     name: str
     solver: str
     run: Contender
-    extra: int = 0
-    unrolled: bool = False
+    peer: Peer | None = None
 
 
 class _Kept:
-    """A contender that keeps its last answer, or the reason why there is none."""
+    """A contender that keeps its last answer, or what kept it from one.
+
+    The recurrent kernels of oneDNN know neither forward mode nor the transforms of
+    ``torch.func``: who fails is asked once more with the plain kernels, and its row says so.
+    """
 
     def __init__(self, run: Contender) -> None:
         self.run = run
         self.answer: Leaves | None = None
-        self.reason: str | None = None
+        self.remark = ""
+        self.first_call: float | None = None
 
     def __call__(self) -> None:
-        if self.reason is not None:
+        if self.remark and self.answer is None:
             return
+        begin = time.perf_counter()
         try:
             self.answer = self.run()
+            self.first_call = self.first_call or time.perf_counter() - begin
         except Exception as error:  # whatever keeps a peer from running is its row
-            self.reason = reason(error)
+            self.remark = reason(error)
+            self.run = without_onednn(self.run)
+            try:
+                self.answer = self.run()
+            except Exception:
+                return
+            self.remark = f"oneDNN off ({self.remark})"
+
+
+def without_onednn(run: Contender) -> Contender:
+    """The same by PyTorch's own kernels."""
+
+    def contender() -> Any:
+        with torch.backends.mkldnn.flags(enabled=False):
+            return run()
+
+    return contender
 
 
 def reason(error: Exception) -> str:
@@ -112,15 +148,15 @@ def entries(net: Network, budget: int, options: Any, peers: Sequence[Peer]) -> l
             compiled = library(net, SOLVERS[solver](budget), True)
             found.append(Entry("bilevel, compiled", solver, compiled))
         found += [
-            Entry(peer.name, solver, peer.make(net, budget, STEP), peer.extra, peer.unrolled)
+            Entry(peer.name, solver, peer.make(net, budget, STEP), peer)
             for peer in peers
             if peer.solver == solver
         ]
     return found
 
 
-def references(net: Network, budget: int, solvers: Sequence[str], most: int = 1) -> Answers:
-    """The floor's answers in double precision, after its steps and up to ``most`` more."""
+def references(net: Network, budget: int, solvers: Sequence[str], most: int = 1) -> Wanted:
+    """The answers to hold others against, up to ``most`` steps beyond the floor's."""
     double = lambda leaves: {key: leaf.double() for key, leaf in leaves.items()}  # noqa: E731
     exact = replace(
         net,
@@ -129,11 +165,13 @@ def references(net: Network, budget: int, solvers: Sequence[str], most: int = 1)
         batch=(net.batch[0].double(), net.batch[1].double()),
         validation=(net.validation[0].double(), net.validation[1].double()),
     )
-    return {
+    begin = time.perf_counter()
+    answers = {
         (name, more): FLOORS[name](exact, budget + more)
         for name in solvers
         for more in range(most + 1)
     }
+    return Wanted(answers, (time.perf_counter() - begin) / len(answers))
 
 
 def error(found: Leaves, wanted: Leaves) -> float:
@@ -149,56 +187,69 @@ def verdict(found: float, of_floor: float, unrolled: bool) -> str:
     return "" if found <= max(WRONG, 10 * of_floor) else "wrong"
 
 
+def interleaved(
+    net: Network, kept: dict[str, _Kept], rounds: int, device: str
+) -> dict[str, list[float]]:
+    """Seconds of everybody in every round.
+
+    Each comes after the same short piece of work, so that nobody pays for the memory that the one
+    before took and gave back.
+    """
+    turns: dict[str, Contender] = {}
+    for name, run in kept.items():
+        turns[f"before {name}"] = lambda: neumann(net, 2, STEP)
+        turns[name] = run
+    return interleave(turns, rounds, device)
+
+
 def measure(
-    net: Network, budget: int, wanted: Answers, options: Any, peers: Sequence[Peer]
+    net: Network, budget: int, wanted: Wanted, options: Any, peers: Sequence[Peer]
 ) -> list[Row]:
-    """All solvers by everybody, in turn: two rounds, and more as ``options.seconds`` allow."""
-    everybody = entries(net, budget, options, peers)
-    kept = [_Kept(entry.run) for entry in everybody]
-    first_calls = []
-    for run in kept:
-        begin = time.perf_counter()
-        run()
-        first_calls.append(time.perf_counter() - begin)
-    slow = [
-        seconds
-        for entry, seconds in zip(everybody, first_calls, strict=True)
-        if not _compiles(entry)
-    ]
-    rounds = max(2, min(options.repeats, int(options.seconds / sum(slow))))
-    names = [f"{entry.solver}: {entry.name}" for entry in everybody]
-    seconds = interleave(dict(zip(names, kept, strict=True)), rounds, options.device)
+    """All solvers by everybody, in turn: two rounds, and more as ``options.seconds`` allow.
+
+    Where a round would last more than ``options.longest`` seconds, peers are left out.
+    """
+    everybody = {f"{e.solver}: {e.name}": e for e in entries(net, budget, options, peers)}
+    kept = {name: _Kept(entry.run) for name, entry in everybody.items()}
+    lasting = wanted.seconds * len(everybody)
+    if lasting > options.longest:
+        remark = f"left out: with it a round would last about {lasting:.0f} s"
+        for name, entry in everybody.items():
+            kept[name].remark = remark if entry.peer else ""
+    rounds = max(2, min(options.repeats, int(options.seconds / lasting)))
+    seconds = interleaved(net, kept, rounds, options.device)
     rows = []
-    for entry, name, run, first in zip(everybody, names, kept, first_calls, strict=True):
+    for name, entry in everybody.items():
         row: Row = {
             "problem": net.name,
             "products": budget,
             "solver": entry.solver,
             "contender": entry.name,
         }
-        if run.answer is None:
-            rows.append({**row, "verdict": run.reason})
+        answer, remark = kept[name].answer, kept[name].remark
+        if answer is None:
+            rows.append({**row, "verdict": "no answer", "remark": remark})
             continue
-        floor = kept[names.index(f"{entry.solver}: floor")].answer
-        assert floor is not None
-        found = error(run.answer, wanted[entry.solver, entry.extra])
+        own, floor = seconds[name], f"{entry.solver}: floor"
+        by_floor = kept[floor].answer
+        assert by_floor is not None
+        extra = entry.peer.extra if entry.peer else 0
+        found = error(answer, wanted.answers[entry.solver, extra])
+        of_floor = error(by_floor, wanted.answers[entry.solver, 0])
         rows.append(
             {
                 **row,
                 "rounds": rounds,
-                "milliseconds": milliseconds(seconds[name]),
-                **compare(seconds[name], seconds[f"{entry.solver}: floor"]),
-                "to_bilevel": to(seconds[name], seconds[f"{entry.solver}: bilevel"]),
+                "milliseconds": milliseconds(own),
+                **compare(own, seconds[floor]),
+                "to_bilevel": to(own, seconds[f"{entry.solver}: bilevel"]),
                 "error": found,
-                "verdict": verdict(found, error(floor, wanted[entry.solver, 0]), entry.unrolled),
-                **({"first_call_seconds": first} if _compiles(entry) else {}),
+                "verdict": verdict(found, of_floor, bool(entry.peer and entry.peer.unrolled)),
+                "remark": remark,
+                "first_call_seconds": kept[name].first_call,
             }
         )
     return rows
-
-
-def _compiles(entry: Entry) -> bool:
-    return entry.name == "bilevel, compiled"
 
 
 def to(seconds: Sequence[float], reference: Sequence[float]) -> float:
@@ -223,7 +274,7 @@ def show(rows: Sequence[Row]) -> None:
                 cell(row, "to_bilevel", ".2f"),
                 cell(row, "error", ".0e"),
                 cell(row, "first_call_seconds", ".1f"),
-                row["verdict"],
+                ": ".join(filter(None, (row["verdict"], row["remark"]))),
             ]
             for row in rows
         ],
@@ -261,7 +312,7 @@ def main() -> None:
     """Time, print, save."""
     options = arguments("Time fixed budgets beside a hand-written floor.", 9, OPTIONS)
     warnings.simplefilter("ignore", DeprecationWarning)
-    save("speed", options, suite(options))
+    save(f"speed{options.label}", options, suite(options))
 
 
 if __name__ == "__main__":
