@@ -226,30 +226,34 @@ def measure(
             "solver": entry.solver,
             "contender": entry.name,
         }
-        answer, remark = kept[name].answer, kept[name].remark
-        if answer is None:
-            rows.append({**row, "verdict": "no answer", "remark": remark})
+        if kept[name].answer is None:
+            rows.append({**row, "verdict": "no answer", "remark": kept[name].remark})
             continue
-        own, floor = seconds[name], f"{entry.solver}: floor"
-        by_floor = kept[floor].answer
-        assert by_floor is not None
-        extra = entry.peer.extra if entry.peer else 0
-        found = error(answer, wanted.answers[entry.solver, extra])
-        of_floor = error(by_floor, wanted.answers[entry.solver, 0])
+        floor, library = f"{entry.solver}: floor", f"{entry.solver}: bilevel"
         rows.append(
             {
                 **row,
                 "rounds": rounds,
-                "milliseconds": milliseconds(own),
-                **compare(own, seconds[floor]),
-                "to_bilevel": to(own, seconds[f"{entry.solver}: bilevel"]),
-                "error": found,
-                "verdict": verdict(found, of_floor, bool(entry.peer and entry.peer.unrolled)),
-                "remark": remark,
+                "milliseconds": milliseconds(seconds[name]),
+                **compare(seconds[name], seconds[floor]),
+                "to_bilevel": to(seconds[name], seconds[library]),
+                **judged(entry, kept[name], kept[floor], wanted),
+                "remark": kept[name].remark,
                 "first_call_seconds": kept[name].first_call,
             }
         )
     return rows
+
+
+def judged(entry: Entry, own: _Kept, floor: _Kept, wanted: Wanted) -> Row:
+    """The error of an answer, and what is said of it."""
+    assert own.answer is not None
+    assert floor.answer is not None
+    extra = entry.peer.extra if entry.peer else 0
+    found = error(own.answer, wanted.answers[entry.solver, extra])
+    of_floor = error(floor.answer, wanted.answers[entry.solver, 0])
+    unrolled = entry.peer is not None and entry.peer.unrolled
+    return {"error": found, "verdict": verdict(found, of_floor, unrolled)}
 
 
 def to(seconds: Sequence[float], reference: Sequence[float]) -> float:
