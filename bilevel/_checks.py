@@ -27,6 +27,8 @@ def check_args(args: Any, argument: str) -> tuple[Any, ...]:
 
 def refuse_unused(name: str, unused: Sequence[int], tree: Tree, argument: str) -> None:
     """Refuse leaves an objective does not depend on, unless there is nothing in them."""
+    if not unused:
+        return
     sizes = [leaf.numel() for leaf in pytree.tree_leaves(tree)]
     names = [leaf_name(tree, index, argument) for index in unused if sizes[index]]
     if names:

@@ -87,20 +87,22 @@ class Guard:
 
 
 def without_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """Turn the caller's autocast off, where there is such a thing."""
-    if not torch.amp.is_autocast_available(device.type):
+    """Turn the caller's autocast off, where it is on."""
+    if not _has_autocast(device):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
 def _autocast(device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
     """What puts the autocast of this moment in force again."""
-    if not torch.amp.is_autocast_available(device.type) or not torch.is_autocast_enabled(
-        device.type
-    ):
+    if not _has_autocast(device):
         return nullcontext
     dtype = torch.get_autocast_dtype(device.type)
     return lambda: torch.autocast(device.type, dtype=dtype)
+
+
+def _has_autocast(device: torch.device) -> bool:
+    return torch.amp.is_autocast_available(device.type) and torch.is_autocast_enabled(device.type)
 
 
 def _places(found: _Found) -> list[Place]:

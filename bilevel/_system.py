@@ -59,8 +59,8 @@ def scaled(rows: Tensor, scale: Tensor, solver: Solver) -> System:
     size = torch.linalg.vector_norm(rhs, dim=1)
     rtol, atol = solver.tolerances(rows.dtype)
     # Also a fixed budget stops at rounding, past which further steps only add noise.
-    target = torch.maximum((rtol or 0.0) * size, atol / scale)
-    return System(rhs, scale, size, torch.maximum(target, torch.finfo(rows.dtype).eps * size))
+    target = max(rtol or 0.0, torch.finfo(rows.dtype).eps) * size
+    return System(rhs, scale, size, torch.maximum(target, atol / scale) if atol else target)
 
 
 def warm_start(operator: LinearOperator, system: System, initial: Tensor) -> Start:
@@ -86,13 +86,15 @@ def arrived(
 
 
 def figures(system: System, progress: Progress, curvature: Tensor) -> Tensor:
-    """All that :func:`verdict` reads, ``[k, 8]``, to be brought from the device at once."""
-    curvature = torch.minimum(curvature, _curvature_along(system, progress))
+    """All that :func:`verdict` reads, ``[k, 10]``, to be brought from the device at once."""
+    answer = progress.value
+    product = dot(answer, system.rhs) - dot(answer, progress.remaining)
     done = (progress.iterations, progress.flag, progress.norm)
-    figures = (*done, system.size, system.target, curvature, system.scale, largest(progress.value))
+    asked = (system.size, system.target, curvature, system.scale)
+    columns = (*done, *asked, largest(answer), dot(answer, answer), product)
     # Half precision cannot count to 500.
     wide = torch.promote_types(system.rhs.dtype, torch.float32)
-    return torch.stack([figure.to(wide) for figure in figures], dim=1)
+    return torch.stack([column.to(wide) for column in columns], dim=1)
 
 
 def verdict(
@@ -106,22 +108,25 @@ def verdict(
     state: State,
 ) -> Solution:
     """The answer with what became of it, from the figures."""
-    columns = tuple(_column(row, asked, budget, solver.growth) for row in table)
+    kind = torch.finfo(answer.dtype)
+    columns = tuple(_column(row, asked, budget, solver.growth, kind) for row in table)
     return Solution(answer, _worst(columns), gathered(columns, products, ritz), state)
 
 
-def _curvature_along(system: System, progress: Progress) -> Tensor:
+def _curvature_along(square: float, product: float, size: float, kind: torch.finfo) -> float:
     """``x'Ax / x'x`` of the answer itself, one more direction seen at no further product.
 
     Infinite where rounding hides it: an answer far too short hardly moves the residual.
+
+    Args:
+        square: ``x'x``.
+        product: ``x'Ax``.
+        size: norms of the right-hand side and of the residual, together.
+        kind: of the numbers that these were made from.
     """
-    answer, rhs, size = progress.value, system.rhs, system.size
-    kind = torch.finfo(answer.dtype)
-    square = dot(answer, answer)
-    product = dot(answer, rhs) - dot(answer, progress.remaining)
-    noise = 16 * kind.eps * square.sqrt() * (size + progress.norm)
-    seen = (square > kind.tiny) & square.isfinite() & (product.abs() > noise)
-    return torch.where(seen, product / square, math.inf)
+    seen = kind.tiny < square < math.inf
+    noise = 16 * kind.eps * math.sqrt(square) * size if seen else math.inf
+    return product / square if abs(product) > noise else math.inf
 
 
 def extremes(outcome: Outcome) -> tuple[float, float] | None:
@@ -148,8 +153,11 @@ def largest(rows: Tensor) -> Tensor:
     return torch.maximum(rows.amax(1), -rows.amin(1))  # no abs(): it would need a copy
 
 
-def _column(figures: list[float], asked: bool, budget: float, growth: float) -> ColumnStats:
-    iterations, flag, norm, size, target, curvature, scale, largest = figures
+def _column(
+    figures: list[float], asked: bool, budget: float, growth: float, kind: torch.finfo
+) -> ColumnStats:
+    iterations, flag, norm, size, target, curvature, scale, largest, square, product = figures
+    curvature = min(curvature, _curvature_along(square, product, size + norm, kind))
     if not (math.isfinite(norm) and math.isfinite(largest)) or math.isnan(curvature):
         result = Result.NON_FINITE
     elif asked and norm <= 1.01 * target:

@@ -206,13 +206,16 @@ def _solve(
         return _nothing_to_solve(rows, state)
     # The largest entry, not the norm: squaring 1e-30 in float32 would make it vanish.
     scale = largest(rows)
-    _require_finite(scale, "b")
-    if not bool(scale.any()):
+    sizes = scale.tolist()
+    if not all(map(math.isfinite, sizes)):
+        raise NonFiniteError("b holds a NaN or an infinity; nothing was solved.")
+    if not any(sizes):
         return _nothing_to_solve(rows, state)
     system = scaled(rows, scale, solver)
     start = None
     if initial is not None:
-        _require_finite(initial, "initial")
+        if not bool(torch.isfinite(initial).all()):
+            raise NonFiniteError("initial holds a NaN or an infinity; nothing was solved.")
         start = warm_start(operator, system, initial)
     state = _Prepared(state or solver.init(operator))
     outcome = solver.compute(
@@ -282,11 +285,6 @@ def _refuse_transforms(operator: LinearOperator, b: Any, initial: Any) -> None:
             "Use bilevel.argmin, root or fixed_point inside a transform, or solve several "
             "right-hand sides as columns [n, k]."
         )
-
-
-def _require_finite(tensor: Tensor, argument: str) -> None:
-    if not bool(torch.isfinite(tensor).all()):
-        raise NonFiniteError(f"{argument} holds a NaN or an infinity; nothing was solved.")
 
 
 def report(solution: Solution, solver: Solver, on_failure: OnFailure) -> None:

@@ -56,7 +56,9 @@ class LinearOperator(abc.ABC):
     ) -> None:
         self.size = size
         self.dtype = dtype
-        self.device = torch.empty(0, device=device).device  # "cuda" means one of them
+        if not isinstance(device, torch.device) or device.type != "cpu":
+            device = torch.empty(0, device=device).device  # "cuda" means one of them
+        self.device = device
         self.symmetric = symmetric
         self.layout = layout
         self.batch = batch

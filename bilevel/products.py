@@ -102,7 +102,7 @@ class KeptGraph(Products):
     def __init__(
         self, objective: Objective, phi: Sequence[Tensor], theta: Sequence[Tensor]
     ) -> None:
-        self._phi, self._theta = phi, theta
+        self._phi, self._theta = phi, tuple(theta)
         with torch.enable_grad():
             with uncompiled():
                 value = objective(phi, theta)

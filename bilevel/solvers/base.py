@@ -218,9 +218,9 @@ class Stepwise(Solver):
         carry = self.begin(rhs, target, state)
         nothing = rhs.new_zeros(rhs.shape[0])
         records: list[tuple[Tensor, ...]] = []
-        every = check_interval(rhs.device)
+        fixed, every = self.fixed, check_interval(rhs.device)
         for step in range(int(self.steps(operator.size))):
-            if not self.fixed and step % every == 0 and not bool(carry["active"].any()):
+            if not fixed and step % every == 0 and not bool(carry["active"].any()):
                 break
             carry, record = self.advance(operator, carry, state)
             records.append(record)

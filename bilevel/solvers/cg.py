@@ -81,6 +81,8 @@ class CG(Stepwise, Iterative):
             "ap": torch.empty_like(rhs),
             "rz": rz,
             "floor": floor,
+            "zero": torch.zeros_like(rz),
+            "rounding": torch.full_like(rz, 16 * torch.finfo(r.dtype).eps),
             "largest": torch.zeros_like(rz),
             "active": active & ~lost,
             "lost": lost,
@@ -90,20 +92,21 @@ class CG(Stepwise, Iterative):
         self, operator: LinearOperator, carry: Carry, state: State
     ) -> tuple[Carry, tuple[Tensor, ...]]:
         x, r, p, rz, active = (carry[name] for name in ("x", "r", "p", "rz", "active"))
+        zero = carry["zero"]  # a tensor: to wrap a number costs more than the operation
         ap = operator.rows_into(p, carry["ap"])
         pap = dot(p, ap)
         square = dot(p, p)
         record = (pap, square, active)
         curvature = pap / square
         largest = torch.maximum(carry["largest"], curvature)
-        rounding = 16 * torch.finfo(r.dtype).eps
-        active = active & (curvature > rounding * largest)
-        alpha = torch.where(active, rz / pap, 0.0)
-        x.addcmul_(column(alpha), p)
-        r.addcmul_(column(alpha), ap, value=-1.0)
+        active = active & (curvature > carry["rounding"] * largest)
+        alpha = torch.where(active, rz / pap, zero)
+        length = column(alpha)
+        x.addcmul_(length, p)
+        r.addcmul_(length, ap, value=-1.0)
         z = precondition(self.preconditioner, state, r)
         rz_next = dot(r, z)
-        beta = torch.where(active, rz_next / rz, 0.0)
+        beta = torch.where(active, rz_next / rz, zero)
         # The direction comes from the residual of this very step: a stale one breaks
         # conjugacy without any other sign.
         torch.addcmul(z, column(beta), p, out=p)

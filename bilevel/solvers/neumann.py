@@ -113,6 +113,7 @@ class Neumann(Stepwise):
             "power": power,
             "product": torch.empty_like(rhs),
             "square": square,
+            "zero": torch.zeros_like(square),
             "start": square,
             "floor": floor,
             "ceiling": ceiling,
@@ -127,7 +128,7 @@ class Neumann(Stepwise):
         product = operator.rows_into(power, carry["product"])
         record = (dot(power, product), carry["square"], active)
         # A row that has arrived, or is lost, no longer moves and so stays where it is.
-        move = column(active * carry["step"])
+        move = column(torch.where(active, carry["step"], carry["zero"]))
         total.addcmul_(power, move)
         power.addcmul_(product, move, value=-1.0)
         square = dot(power, power)
