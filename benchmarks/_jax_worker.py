@@ -153,7 +153,7 @@ def timed(run: Callable[[], Any], repeats: int, seconds: float) -> tuple[Any, di
     found = run()
     report: dict[str, Any] = {"compiling": time.process_time() - begin, "seconds": []}
     times = report["seconds"]
-    while len(times) < min(2, repeats) or (len(times) < repeats and sum(times) < seconds):
+    while not times or (len(times) < repeats and sum(times) < seconds):
         begin = time.process_time()
         run()
         times.append(time.process_time() - begin)

@@ -213,11 +213,11 @@ def measure(
     kept = {name: _Kept(entry.run) for name, entry in everybody.items()}
     lasting = wanted.seconds * len(everybody)
     if lasting > options.longest:
-        remark = f"left out: with it a round would last about {lasting:.0f} s"
-        for name, entry in everybody.items():
-            kept[name].remark = remark if entry.peer else ""
+        for name in (name for name, entry in everybody.items() if entry.peer):
+            kept[name].remark = f"left out: a round would last about {lasting:.0f} s"
+    taking_part = {name: run for name, run in kept.items() if not run.remark}
     rounds = max(2, min(options.repeats, int(options.seconds / lasting)))
-    seconds = interleaved(net, kept, rounds, options.device)
+    seconds = interleaved(net, taking_part, rounds, options.device)
     rows = []
     for name, entry in everybody.items():
         row: Row = {
