@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,17 +21,19 @@ from bilevel._tree import Layout, Tree, check_finite, flatten
 from bilevel.errors import InputError, NonFiniteError
 from bilevel.problem import ImplicitProblem
 from bilevel.report import HypergradientInfo
-from bilevel.solution import State
+from bilevel.solution import Result, State
 
-_VERSION = 1
+_VERSION = 2
+_REMEMBERED = 4  # adjoints: three steps between them, the last of which fits two weights
 
 
 class BilevelOptimizer:
     """Alternate descent on a bilevel problem with any two torch optimizers.
 
     One :meth:`step` makes ``inner_steps`` steps of the inner optimizer on theta, one hypergradient,
-    and one step of the outer optimizer on phi. The adjoint of one step is the first guess of the
-    next. Only the ``.grad`` of the leaves of phi and theta is used, and it is cleared afterwards.
+    and one step of the outer optimizer on phi. The first guess of each adjoint is predicted from
+    the last four, as far as these met a tolerance, and is the last one otherwise. Only the
+    ``.grad`` of the leaves of phi and theta is used, and it is cleared afterwards.
 
     Args:
         problem: the objectives and how hypergradients are taken.
@@ -39,7 +43,8 @@ class BilevelOptimizer:
             require grad) the outer optimizer holds; None (default) is the list of them.
         theta: the same for the inner optimizer.
         inner_steps: steps on theta a call, at least 0 (default 1).
-        warm_start: start each solve at the last adjoint (default True).
+        warm_start: start each solve from the adjoints before it (default True), which takes four
+            vectors of the size of theta.
         reuse_state: keep the solver's factorization or preconditioner for this many calls before
             preparing it anew; 1 (default) prepares it every call.
         accumulate: hypergradients averaged before each step on phi (default 1).
@@ -118,7 +123,7 @@ class BilevelOptimizer:
         self.reuse_state, self.accumulate = reuse_state, accumulate
         self.outer_max_norm, self.inner_max_norm = outer_max_norm, inner_max_norm
         self.calls = 0
-        self._adjoint: Tensor | None = None
+        self._adjoints: list[Tensor] = []
         self._state: State | None = None
         self._gathered: list[Tensor] = []
         self._pending = 0
@@ -160,7 +165,8 @@ class BilevelOptimizer:
             return_info=True,
         )
         if self.warm_start:
-            self._adjoint = self._theta_layout.join(flatten(info.adjoint, "adjoint")[0])
+            adjoint = self._theta_layout.join(flatten(info.adjoint, "adjoint")[0])
+            self._remember(adjoint, info.solution.result is Result.SUCCESS)
         if self.reuse_state > 1:
             self._state = info.state
         self._gather(flatten(found, "the hypergradient")[0])
@@ -177,9 +183,14 @@ class BilevelOptimizer:
             torch.rand((), device=self._theta_layout.device)
 
     def _guess(self) -> Tree:
-        if not self.warm_start or self._adjoint is None:
+        if not self.warm_start or not self._adjoints:
             return None
-        return self._theta_layout.unflatten(self._adjoint)
+        return self._theta_layout.unflatten(_predicted(self._adjoints))
+
+    def _remember(self, adjoint: Tensor, solved: bool) -> None:
+        # What a solve left unfinished depends on its guess, and no guess may feed on guesses.
+        before = self._adjoints[1 - _REMEMBERED :] if solved else []
+        self._adjoints = [*before, adjoint]
 
     def _descend(
         self, inner_args: Sequence[Any], inner_batches: Iterable[Sequence[Any]] | None
@@ -253,7 +264,8 @@ class BilevelOptimizer:
             "inner_optimizer": self.inner_optimizer.state_dict(),
             "outer_scheduler": outer_scheduler,
             "inner_scheduler": inner_scheduler,
-            "adjoint": self._adjoint,
+            "adjoint": self._adjoints[-1] if self._adjoints else None,
+            "earlier_adjoints": self._adjoints[:-1],
             "solver_state": self._state,
             "gathered": self._gathered,
             "pending": self._pending,
@@ -293,15 +305,47 @@ class BilevelOptimizer:
                 for leaf, saved in zip(leaves, state[name], strict=True):
                     leaf.copy_(saved)
         device = self._theta_layout.device
+        last, earlier = state["adjoint"], list(state["earlier_adjoints"])
+        if any(x.shape != last.shape or x.dtype != last.dtype for x in earlier):
+            raise InputError("earlier_adjoints in state are not of the kind of adjoint.")
+        adjoints = earlier if last is None else [*earlier, last]
         self.calls, self._pending = state["calls"], state["pending"]
-        self._adjoint, self._state, self._gathered = pytree.tree_map_only(
+        self._adjoints, self._state, self._gathered = pytree.tree_map_only(
             Tensor,
             lambda tensor: tensor.to(device),
-            (state["adjoint"], state["solver_state"], state["gathered"]),
+            (adjoints, state["solver_state"], state["gathered"]),
         )
         torch.set_rng_state(state["rng"]["cpu"].cpu())
         if "device" in state["rng"] and device.type != "cpu":
             torch.get_device_module(device).set_rng_state(state["rng"]["device"].cpu(), device)
+
+
+def _predicted(adjoints: Sequence[Tensor]) -> Tensor:
+    """The vector ``[n]`` that follows some others, by linear prediction.
+
+    The step to come is made of the last two as the last one is, by least squares, of the two before
+    it: a drift is followed, noise averaged out. At most twice as long as the last, lest an odd one
+    throw the guess far off.
+
+    Reference:
+        Makhoul, Linear prediction: a tutorial review, 1975, section II (the covariance method).
+    """
+    last = adjoints[-1]
+    if len(adjoints) < 3:
+        return last
+    steps = torch.stack([after - before for before, after in pairwise(adjoints)])
+    scale = steps.abs().max()
+    if not 0 < float(scale) < math.inf:
+        return last
+    steps = steps / scale  # squares neither vanish nor overflow
+    products = (steps @ steps.T).double().cpu()
+    # Steps along one line leave the weights open; the least ones are taken.
+    open_below = torch.finfo(last.dtype).eps ** 0.5
+    inverse = torch.linalg.pinv(products[:-1, :-1], rtol=open_below, hermitian=True)
+    move = (inverse @ products[:-1, -1]).to(steps) @ steps[1:]
+    longest = 2 * torch.linalg.vector_norm(steps[-1])
+    shortened = longest / torch.linalg.vector_norm(move).clamp_min(longest)
+    return last + move * torch.where(longest > 0, shortened, 0.0) * scale
 
 
 def _held(optimizer: torch.optim.Optimizer) -> list[Tensor]:

@@ -50,6 +50,11 @@ def _changes(good: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "adjoint: another size": {"adjoint": torch.zeros(3, dtype=torch.float64)},
         "adjoint: another dtype": {"adjoint": torch.zeros(2)},
         "adjoint: no tensor": {"adjoint": [0.0, 0.0]},
+        "earlier adjoints: another size": {
+            "adjoint": torch.zeros(2, dtype=torch.float64),
+            "earlier_adjoints": [torch.zeros(3, dtype=torch.float64)],
+        },
+        "earlier adjoints: no tensors": {"earlier_adjoints": [0.0]},
         "gathered: another shape": {"gathered": [torch.zeros(3, dtype=torch.float64)]},
         "gathered: nothing": {"gathered": []},
         "solver_state: a list": {"solver_state": [torch.zeros(2)]},
