@@ -189,8 +189,7 @@ class BilevelOptimizer:
 
     def _remember(self, adjoint: Tensor, solved: bool) -> None:
         # What a solve left unfinished depends on its guess, and no guess may feed on guesses.
-        before = self._adjoints[1 - _REMEMBERED :] if solved else []
-        self._adjoints = [*before, adjoint]
+        self._adjoints = [*self._adjoints[1 - _REMEMBERED :], adjoint] if solved else [adjoint]
 
     def _descend(
         self, inner_args: Sequence[Any], inner_batches: Iterable[Sequence[Any]] | None
