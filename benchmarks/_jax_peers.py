@@ -21,7 +21,7 @@ ONE_THREAD = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallel
 
 
 def ask(
-    net: Network, python: str, budgets: Sequence[int], repeats: int, seconds: float
+    net: Network, budgets: Sequence[int], options: Any
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """What the other process reports, and its gradients by contender, budget and leaf."""
     arrays = {f"phi/{key}": leaf.numpy() for key, leaf in net.phi.items()}
@@ -36,18 +36,19 @@ def ask(
             "source": source,
             "target": target,
             "products": list(budgets),
-            "repeats": repeats,
-            "seconds": seconds,
+            "repeats": options.repeats,
+            "seconds": options.seconds / 5,
         }
         done = subprocess.run(
-            [python, str(WORKER), json.dumps(request)],
+            [options.python, str(WORKER), json.dumps(request)],
             capture_output=True,
             text=True,
             check=False,
+            timeout=5 * options.longest,
             env={**os.environ, **ONE_THREAD, "PYTHONPATH": ""},
         )
         if done.returncode:
-            raise RuntimeError(f"{python} failed: {done.stderr.strip()[-500:]}")
+            raise RuntimeError(f"{options.python} failed: {done.stderr.strip()[-500:]}")
         found = dict(np.load(target))
     return json.loads(done.stdout.splitlines()[-1]), found
 
@@ -59,7 +60,22 @@ def add_rows(
 
     The ratios are to the floor and the library in this process, in the same minute.
     """
-    report, answers = ask(net, options.python, list(wanted), options.repeats, options.seconds / 5)
+    try:
+        report, answers = ask(net, list(wanted), options)
+    except subprocess.TimeoutExpired as late:
+        remark = f"stopped after {late.timeout:.0f} s"
+        rows += [
+            {
+                "problem": net.name,
+                "products": budget,
+                "solver": "CG",
+                "contender": "libraries of JAX",
+                "verdict": "no answer",
+                "remark": remark,
+            }
+            for budget in wanted
+        ]
+        return {}
     here = {(row["products"], row["contender"]): row for row in rows if row["solver"] == "CG"}
     for entry in report["reports"]:
         budget, name = entry["products"], entry["contender"]

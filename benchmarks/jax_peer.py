@@ -18,7 +18,10 @@ from _models import Network
 from speed import OPTIONS, Row, Wanted, suite
 
 OWN: dict[str, dict[str, Any]] = {
-    **{name: OPTIONS[name] for name in ("--kinds", "--sizes", "--budgets", "--seconds")},
+    **{
+        name: OPTIONS[name]
+        for name in ("--kinds", "--sizes", "--budgets", "--seconds", "--longest")
+    },
     "--python": {"default": None, "help": "a Python that has jax, and jaxopt or optimistix"},
 }
 OWN["--kinds"] = {**OWN["--kinds"], "default": ["mlp"]}
@@ -36,10 +39,12 @@ def main() -> None:
     def others(net: Network, rows: list[Row], wanted: dict[int, Wanted]) -> None:
         versions.update(add_rows(net, rows, wanted, options))
 
+    def keep(rows: list[Row]) -> None:
+        save("jax_peer", options, {"versions": versions, "timings": rows})
+
     if options.python is None:
         print("left out: jax (--python names no Python of its own)")
-    rows = suite(options, others=others if options.python is not None else None)
-    save("jax_peer", options, {"versions": versions, "timings": rows})
+    suite(options, keep, others=others if options.python is not None else None)
 
 
 if __name__ == "__main__":

@@ -47,13 +47,13 @@ def main() -> None:
 
     for name in sorted(missing):
         print(f"left out: {name}")
+
+    def keep(rows: list[Row]) -> None:
+        results = {"versions": found, "left_out": sorted(missing), "timings": rows}
+        save(f"peers{options.label}", options, results)
+
     beside = options.python is not None and options.device == "cpu" and "CG" in options.solvers
-    rows = suite(options, peers, others if beside else None)
-    save(
-        f"peers{options.label}",
-        options,
-        {"versions": found, "left_out": sorted(missing), "timings": rows},
-    )
+    suite(options, keep, peers, others if beside else None)
 
 
 if __name__ == "__main__":

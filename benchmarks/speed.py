@@ -285,14 +285,20 @@ def show(rows: Sequence[Row]) -> None:
     )
 
 
-def suite(options: Any, peers: Sequence[Peer] = (), others: Others | None = None) -> list[Row]:
+def suite(
+    options: Any,
+    keep: Callable[[list[Row]], None],
+    peers: Sequence[Peer] = (),
+    others: Others | None = None,
+) -> None:
     """Measure and show every network and budget asked for.
 
-    ``others`` adds rows of its own to those of one network, given the answers at every budget.
+    ``others`` adds rows of its own to those of one network, given the answers at every budget;
+    ``keep`` gets all rows after each network, so that a run cut short leaves what it found.
     """
     most = max((peer.extra for peer in peers), default=0)
     torch.set_num_threads(options.threads[0])
-    results = []
+    results: list[Row] = []
     for kind in options.kinds:
         for size in options.sizes[:1] if options.quick else options.sizes:
             net = network(kind, size, options.device)
@@ -309,14 +315,14 @@ def suite(options: Any, peers: Sequence[Peer] = (), others: Others | None = None
             for budget in wanted:
                 show([row for row in rows if row["products"] == budget])
             results += rows
-    return results
+            keep(results)
 
 
 def main() -> None:
     """Time, print, save."""
     options = arguments("Time fixed budgets beside a hand-written floor.", 9, OPTIONS)
     warnings.simplefilter("ignore", DeprecationWarning)
-    save(f"speed{options.label}", options, suite(options))
+    suite(options, lambda rows: save(f"speed{options.label}", options, rows))
 
 
 if __name__ == "__main__":
