@@ -1,149 +1,228 @@
-"""Products until the hypergradient is right: ill-conditioned quadratics of a decaying spectrum.
+"""Products and seconds until the hypergradient is right, once and along 50 outer steps.
 
     python -m benchmarks accuracy
+    python -m benchmarks accuracy --problems "quadratic, condition 1e+04" --outer-steps 20
 
-``inner = t'At/2 - t'p`` with eigenvalues from 1 down to ``1 / condition``, most of them near the
-small end (as of a trained network with a penalty), ``outer = ||t - goal||^2 / 2``. For every solver
-the loosest tolerance is looked for whose hypergradient is within 1e-3 and 1e-6 of the exact one.
-Then 50 outer steps on a moving phi, from zero and from the last adjoint, and with a preconditioner
-that is made once and kept.
+For every solver, with and without a preconditioner, tolerances are tightened by half a decade at a
+time (ranks and terms doubled) until the hypergradient is within 1e-3 and then 1e-6 of the exact one
+in double precision. Products include those that prepare. Then 50 outer steps, the inner problem
+solved anew at each: from zero, from the last adjoint, from the prediction that ``BilevelOptimizer``
+makes of the last four, and with a Nystrom preconditioner that is made once and kept. All variants
+meet the same systems, along a trajectory of exact hypergradients. Figures are saved after every
+problem; ``--resume`` goes on from there.
 """
 
 from __future__ import annotations
 
+import json
+import time
 import warnings
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from _harness import arguments, print_table, save
+from _accuracy_pictures import pictures
+from _accuracy_problems import CONDITIONS, Problem, problems
+from _accuracy_tables import conclusions, print_to_accuracy, print_trajectories
+from _harness import arguments, save
 from torch import Tensor
 
 import bilevel
 
-SIZE, LEADING = 400, 40
-CONDITIONS = (1e2, 1e4, 1e6)
 TARGETS = (1e-3, 1e-6)
-TOLERANCES = [10.0 ** (-k / 2) for k in range(1, 27)]
+TOLERANCES = [10.0 ** (-k / 2) for k in range(1, 23)]
+BUDGET = 1000  # products; what needs more has not reached its target
+RANK = 80
+STARTS = (
+    ("zero", False),
+    ("last", False),
+    ("predicted", False),
+    ("zero", True),
+    ("predicted", True),
+)
+Made = Iterator[bilevel.Solver]
 
 
-def matrix(condition: float) -> Tensor:
-    """Symmetric, ``[n, n]``: a decaying head, and a flat tail at ``1 / condition``."""
-    generator = torch.Generator().manual_seed(0)
-    basis = torch.linalg.qr(torch.randn(SIZE, SIZE, generator=generator, dtype=torch.float64)).Q
-    steps = torch.arange(SIZE, dtype=torch.float64) / LEADING
-    values = torch.clamp(10.0 ** (-steps * 3), min=0.0) + 1.0 / condition
-    return (basis * (values / values.max())) @ basis.T
+def solvers(size: int) -> dict[str, Callable[[], Made]]:
+    """What is compared: a name, and ever more accurate versions of a solver."""
 
+    def tightened(kind: Callable[..., bilevel.Solver], per_step: int = 1, **options: Any) -> Any:
+        return lambda: (
+            kind(rtol=rtol, max_steps=BUDGET // per_step, **options) for rtol in TOLERANCES
+        )
 
-def solvers(rtol: float) -> dict[str, bilevel.Solver]:
-    """What is compared, at a tolerance."""
-    nystrom = bilevel.NystromPreconditioner(rank=2 * LEADING)
-    options: dict[str, Any] = {"rtol": rtol, "max_steps": 4 * SIZE}
-    return {
-        "Auto": bilevel.Auto(**options),
-        "CG": bilevel.CG(**options),
-        "CG, Jacobi of 20 probes": bilevel.CG(**options, preconditioner=bilevel.Jacobi(probes=20)),
-        "CG, Nystrom of rank 80": bilevel.CG(**options, preconditioner=nystrom),
-        "MINRES": bilevel.MINRES(**options),
-        "GMRES": bilevel.GMRES(**options),
-        "BiCGStab": bilevel.BiCGStab(**options),
-        "Neumann": bilevel.Neumann(4 * SIZE, rtol=rtol),
+    def doubled(kind: Callable[[int], bilevel.Solver], least: int, most: int) -> Any:
+        counts = [least * 2**k for k in range(20) if least * 2**k <= most]
+        return lambda: (kind(count) for count in counts)
+
+    found: dict[str, Any] = {
+        "Auto": tightened(bilevel.Auto),
+        "CG": tightened(bilevel.CG),
+        "MINRES": tightened(bilevel.MINRES),
+        "GMRES": tightened(bilevel.GMRES),
+        "GMRES, restart 200": tightened(bilevel.GMRES, restart=200),
+        "BiCGStab": tightened(bilevel.BiCGStab, 2),
+        "Chebyshev": tightened(bilevel.Chebyshev),
+        "Neumann": doubled(bilevel.Neumann, 25, BUDGET),
+        "Nystrom": doubled(bilevel.Nystrom, 20, min(size, BUDGET)),
     }
+    nystrom = bilevel.NystromPreconditioner(RANK)
+    for name, per_step in (("CG", 1), ("MINRES", 1), ("GMRES", 1), ("BiCGStab", 2)):
+        kind = getattr(bilevel, name)
+        found[f"{name}, Nystrom of rank {RANK}"] = tightened(kind, per_step, preconditioner=nystrom)
+    rough = bilevel.NystromPreconditioner(RANK // 4)
+    found[f"CG, Nystrom of rank {RANK // 4}"] = tightened(bilevel.CG, preconditioner=rough)
+    jacobi = bilevel.Jacobi(probes=20)
+    found["CG, Jacobi of 20 probes"] = tightened(bilevel.CG, preconditioner=jacobi)
+    if size <= BUDGET:
+        found["Exact"] = lambda: iter([bilevel.Exact()])
+    return found
 
 
-def to_accuracy(condition: float) -> list[dict[str, Any]]:
-    """Products of every solver until each target."""
-    A, goal = matrix(condition), torch.linspace(-1, 1, SIZE, dtype=torch.float64)
-    phi = torch.linspace(0, 1, SIZE, dtype=torch.float64).cos()
-    theta = torch.linalg.solve(A, phi)
-    exact = torch.linalg.solve(A, theta - goal)
+def to_accuracy(problem: Problem) -> list[dict[str, Any]]:
+    """Every solver until each target, and the curve on the way there."""
+    exact = problem.hypergradient(problem.phi, problem.theta)
     rows = []
-    for name in solvers(0.1):
-        for target in TARGETS:
-            row = {"condition": condition, "solver": name, "target": target, "products": None}
-            for rtol in TOLERANCES:
-                found, info = bilevel.implicit_grad(
-                    lambda p, t: ((t - goal) ** 2).sum() / 2,
-                    lambda p, t: t @ A @ t / 2 - t @ p,
-                    phi,
-                    theta,
-                    solver=solvers(rtol)[name],
-                    on_failure="ignore",
-                    return_info=True,
-                )
-                if (found - exact).norm() <= target * exact.norm():
-                    stats = info.solution.stats
-                    prepared = 80 if "Nystrom" in name else 20 if "Jacobi" in name else 0
-                    row |= {"products": stats.products, "prepared": prepared}
-                    break
-            rows.append(row)
-    return rows
-
-
-def along(condition: float) -> list[dict[str, Any]]:
-    """Products of 50 outer steps, each to a residual of 1e-6."""
-    A, goal = matrix(condition), torch.linspace(-1, 1, SIZE, dtype=torch.float64)
-    rows = []
-    for warm in (False, True):
-        for kept in (False, True):
-            preconditioner = bilevel.NystromPreconditioner(rank=2 * LEADING) if kept else None
-            problem = bilevel.ImplicitProblem(
-                lambda p, t: ((t - goal) ** 2).sum() / 2,
-                lambda p, t: t @ A @ t / 2 - t @ p,
-                bilevel.CG(rtol=1e-6, max_steps=4 * SIZE, preconditioner=preconditioner),
+    for name, versions in solvers(problem.theta.numel()).items():
+        curve: list[tuple[int, float]] = []
+        reached: dict[float, dict[str, Any]] = {}
+        for solver in versions():
+            made = bilevel.ImplicitProblem(
+                problem.outer, problem.inner, solver, on_failure="ignore"
             )
-            phi, products = A @ torch.ones(SIZE, dtype=torch.float64), 0
-            initial, state = None, None
-            for _ in range(50):
-                theta = torch.linalg.solve(A, phi)
-                slope, info = problem.implicit_grad(
-                    phi, theta, initial=initial, state=state, return_info=True
-                )
-                phi = phi - 0.5 / condition**2 * slope  # a quarter of what is stable
-                products += info.solution.stats.products
-                initial = info.adjoint if warm else None
-                state = info.state if kept else None
-            rows.append({"condition": condition, "warm": warm, "kept": kept, "products": products})
+            begin = time.process_time()
+            found, info = made.implicit_grad(problem.phi, problem.theta, return_info=True)
+            seconds = time.process_time() - begin
+            products = info.solution.stats.products
+            error = float((found - exact).norm() / exact.norm())
+            curve.append((products, error))
+            for target in TARGETS:
+                if error <= target and target not in reached:
+                    kept = products - _prepared(problem, made, info)
+                    reached[target] = {"products": products, "kept": kept, "seconds": seconds}
+            if len(reached) == len(TARGETS) or not info.solution.result.ok:
+                break
+        for target in TARGETS:
+            price = reached.get(target, {"products": None, "kept": None, "seconds": None})
+            row = {"problem": problem.name, "solver": name, "target": target}
+            rows.append(row | price | {"curve": curve})
     return rows
+
+
+def _prepared(problem: Problem, made: bilevel.ImplicitProblem, info: Any) -> int:
+    """Products that a kept state saves."""
+    if not info.state:
+        return 0
+    again = made.implicit_grad(problem.phi, problem.theta, state=info.state, return_info=True)[1]
+    return info.solution.stats.products - again.solution.stats.products
+
+
+def along(problem: Problem, steps: int, pace: float) -> list[dict[str, Any]]:
+    """Products of every outer step, for every way to start it and to prepare for it."""
+    points = problem.trajectory(steps, pace)
+    rows = []
+    for rtol in TARGETS:
+        for start, kept in STARTS:
+            preconditioner = bilevel.NystromPreconditioner(RANK) if kept else None
+            solver = bilevel.CG(rtol=rtol, max_steps=BUDGET, preconditioner=preconditioner)
+            made = bilevel.ImplicitProblem(
+                problem.outer, problem.inner, solver, on_failure="ignore"
+            )
+            begin = time.process_time()
+            each = _spent(made, points, start, kept)
+            seconds = time.process_time() - begin
+            row = {"problem": problem.name, "pace": pace, "rtol": rtol, "start": start}
+            total = {"products": sum(each), "seconds": seconds, "each": each}
+            rows.append(row | {"kept": kept} | total)
+    return rows
+
+
+def _spent(
+    made: bilevel.ImplicitProblem, points: list[tuple[Tensor, Tensor]], start: str, kept: bool
+) -> list[int]:
+    """Products at each point of a trajectory that is given."""
+    if start == "predicted":
+        return _by_the_loop(made, points, kept)
+    products, initial, state = [], None, None
+    for point in points:
+        _, info = made.implicit_grad(*point, initial=initial, state=state, return_info=True)
+        products.append(info.solution.stats.products)
+        initial = info.adjoint if start == "last" else None
+        state = info.state if kept else None
+    return products
+
+
+def _by_the_loop(
+    made: bilevel.ImplicitProblem, points: list[tuple[Tensor, Tensor]], kept: bool
+) -> list[int]:
+    """The same as ``BilevelOptimizer`` does it, told where to go instead of stepping there."""
+    phi, theta = (leaf.clone().requires_grad_() for leaf in points[0])
+    loop = bilevel.BilevelOptimizer(
+        made,
+        torch.optim.SGD([phi], lr=0.0),
+        torch.optim.SGD([theta], lr=0.0),
+        phi=phi,
+        theta=theta,
+        inner_steps=0,
+        reuse_state=len(points) if kept else 1,
+    )
+    products = []
+    for point in points:
+        with torch.no_grad():
+            phi.copy_(point[0])
+            theta.copy_(point[1])
+        products.append(loop.step().solution.stats.products)
+    return products
 
 
 def main() -> None:
-    """Count, print, save."""
-    own = {"--conditions": {"nargs": "+", "type": float, "default": list(CONDITIONS)}}
-    options = arguments("Products until the hypergradient is right.", 1, own)
+    """Measure, print, save, draw."""
+    own: dict[str, dict[str, Any]] = {
+        "--problems": {"nargs": "+", "default": [], "help": "names; all of them by default"},
+        "--outer-steps": {"type": int, "default": 50, "help": "length of the trajectories"},
+        "--paces": {"nargs": "+", "type": float, "default": [1.0, 0.1], "help": "outer step sizes"},
+        "--resume": {"action": "store_true", "help": "leave out problems that the JSON file has"},
+        "--plots": {"default": "", "help": "folder for the pictures; none are drawn without it"},
+    }
+    options = arguments("Products and seconds until the hypergradient is right.", 1, own)
     torch.set_num_threads(options.threads[0])
     warnings.simplefilter("ignore")
-    conditions = options.conditions[:1] if options.quick else options.conditions
-    counted = [row for condition in conditions for row in to_accuracy(condition)]
-    print_table(
-        "Products until the hypergradient is within the target (to prepare: included)",
-        ["solver", "condition", "target", "products", "to prepare"],
-        [
-            [
-                row["solver"],
-                f"{row['condition']:.0e}",
-                f"{row['target']:.0e}",
-                str(row["products"] or "not reached"),
-                str(row.get("prepared", "-")),
-            ]
-            for row in counted
-        ],
-    )
-    trajectories = [row for condition in conditions for row in along(condition)]
-    print_table(
-        "Products of 50 outer steps by CG to a residual of 1e-6",
-        ["start", "Nystrom kept", "condition", "products"],
-        [
-            [
-                "last adjoint" if row["warm"] else "zero",
-                "yes" if row["kept"] else "no",
-                f"{row['condition']:.0e}",
-                str(row["products"]),
-            ]
-            for row in trajectories
-        ],
-    )
-    save("accuracy", options, {"to_accuracy": counted, "trajectories": trajectories})
+    results: dict[str, list[dict[str, Any]]] = {
+        "problems": [],
+        "to_accuracy": [],
+        "trajectories": [],
+    }
+    saved = options.output / "accuracy.json"
+    if options.resume and saved.exists():
+        results |= json.loads(saved.read_text(encoding="utf-8"))["results"]
+    done = [fact["problem"] for fact in results["problems"]]
+    for problem in problems(
+        (1e4,) if options.quick else CONDITIONS, not options.quick, options.problems, done
+    ):
+        low, high = problem.extremes()
+        fact = {
+            "problem": problem.name,
+            "parameters": problem.theta.numel(),
+            "condition": high / low,
+            "outer": problem.steps,
+        }
+        print(
+            f"\n{problem.name}: {fact['parameters']} parameters, condition number "
+            f"{fact['condition']:.1e}; trajectory by {problem.steps}",
+            flush=True,
+        )
+        rows = to_accuracy(problem)
+        results["to_accuracy"] += rows
+        print_to_accuracy(rows)
+        for pace in options.paces[:1] if options.quick else options.paces:
+            rows = along(problem, 10 if options.quick else options.outer_steps, pace)
+            results["trajectories"] += rows
+            print_trajectories(rows)
+        results["problems"].append(fact)
+        save("accuracy", options, results)
+    conclusions(results["to_accuracy"], results["trajectories"])
+    if options.plots:
+        pictures(results, options.plots)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,90 @@
+"""The pictures of ``accuracy``: error against products, and products along a trajectory."""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+# One colour per solver in every panel, told apart without colour by the style of the line.
+CURVES = {
+    "Auto": {"color": "#0072B2", "linewidth": 2.2},
+    "CG": {"color": "#D55E00"},
+    "CG, Nystrom of rank 80": {"color": "#009E73"},
+    "CG, Jacobi of 20 probes": {"color": "#E69F00", "linestyle": "--"},
+    "MINRES": {"color": "#CC79A7", "linestyle": "--"},
+    "GMRES": {"color": "#56B4E9", "linestyle": "--"},
+    "BiCGStab": {"color": "#999999", "linestyle": "--"},
+    "Chebyshev": {"color": "#555555", "linestyle": ":"},
+    "Neumann": {"color": "#000000", "linestyle": ":"},
+}
+STARTS: dict[tuple[str, bool], tuple[str, dict[str, Any]]] = {
+    ("zero", False): ("from zero", {"color": "#D55E00"}),
+    ("last", False): ("from the last adjoint", {"color": "#E69F00", "linestyle": "--"}),
+    ("predicted", False): ("predicted from the last four", {"color": "#0072B2"}),
+    ("zero", True): ("Nystrom kept", {"color": "#009E73", "linestyle": "--"}),
+    ("predicted", True): ("predicted, Nystrom kept", {"color": "#CC79A7"}),
+}
+
+
+def pictures(results: dict[str, Any], folder: str) -> None:
+    """Draw both as SVG files; without matplotlib, say so."""
+    try:
+        import matplotlib
+    except ImportError:
+        print("\nno pictures: matplotlib is not installed")
+        return
+    matplotlib.use("Agg")
+    # The same figures give the same file.
+    matplotlib.rcParams.update({"svg.hashsalt": "accuracy", "font.size": 8})
+    place = Path(folder)
+    place.mkdir(parents=True, exist_ok=True)
+    names = [fact["problem"] for fact in results["problems"]]
+    for file, draw, rows in (
+        ("accuracy_products.svg", _errors, results["to_accuracy"]),
+        ("accuracy_trajectory.svg", _trajectories, results["trajectories"]),
+    ):
+        figure, axes = _panels(names)
+        for name, panel in zip(names, axes, strict=True):
+            draw(panel, [row for row in rows if row["problem"] == name])
+            panel.set_title(name, fontsize=8)
+            panel.grid(alpha=0.3, linewidth=0.5)
+        labels = {
+            label: line
+            for panel in axes
+            for line, label in zip(*panel.get_legend_handles_labels(), strict=True)
+        }
+        figure.legend(labels.values(), labels.keys(), loc="outside lower center", ncols=5)
+        figure.savefig(place / file, metadata={"Date": None})
+        print(f"picture: {place / file}")
+
+
+def _panels(names: list[str]) -> tuple[Any, list[Any]]:
+    from matplotlib.figure import Figure
+
+    rows = math.ceil(len(names) / 3)
+    figure = Figure(figsize=(9, 0.8 + 2.4 * rows), layout="constrained")
+    axes = [figure.add_subplot(rows, min(3, len(names)), i + 1) for i in range(len(names))]
+    return figure, axes
+
+
+def _errors(panel: Any, rows: list[dict[str, Any]]) -> None:
+    for name, style in CURVES.items():
+        row = next(row for row in rows if row["solver"] == name)
+        curve = sorted(row["curve"])
+        panel.plot(*zip(*curve, strict=True), label=name, **{"linewidth": 1.2, **style})
+    panel.set(xscale="log", yscale="log", xlabel="products", ylabel="relative error")
+    panel.set_ylim(1e-8, 10)
+
+
+def _trajectories(panel: Any, rows: list[dict[str, Any]]) -> None:
+    # The tighter tolerance and the usual step size, of plain CG.
+    rtol, pace = min(row["rtol"] for row in rows), max(row["pace"] for row in rows)
+    for row in rows:
+        key = (row["start"], row["kept"])
+        if (row["rtol"], row["pace"]) == (rtol, pace):
+            label, style = STARTS[key]
+            total = list(accumulate(row["each"]))
+            panel.plot(range(1, len(total) + 1), total, label=label, **{"linewidth": 1.2, **style})
+    panel.set(yscale="log", xlabel="outer step", ylabel=f"products in all, to {rtol:.0e}")
