@@ -19,7 +19,6 @@ from bilevel.solvers.base import (
     Solver,
     Stepwise,
     column,
-    ratio,
 )
 from bilevel.solvers.cg import CG
 from bilevel.solvers.exact import Exact
@@ -125,15 +124,14 @@ class _Remembering(Stepwise):
         count = basis.shape[1]
         if count == memory.shape[1]:
             return self.cg.advance(operator, carry, state)
-        r = carry["r"]
-        size = torch.linalg.vector_norm(r, dim=1)
-        # A row that has arrived stands still: its residual must be neither stored nor changed.
-        memory[:, count] = r * column(ratio(carry["active"].to(r.dtype), size))
+        # Without a preconditioner rz is r'r. A row that has arrived stands still: to store its
+        # residual would be to take it out of itself.
+        scale = torch.where(carry["active"], carry["rz"].rsqrt(), 0.0)
+        torch.mul(carry["r"], column(scale), out=memory[:, count])
         basis = memory[:, : count + 1]
         carry, record = self.cg.advance(operator, carry, state)
         r = carry["r"]
         strayed = torch.bmm(torch.bmm(r.unsqueeze(1), basis.mT), basis).squeeze(1)
-        strayed = strayed * column(carry["active"])
         r.sub_(strayed)
         carry["p"].sub_(strayed)  # the direction was made from this residual
         return {**carry, "basis": basis}, record
