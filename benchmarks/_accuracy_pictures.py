@@ -37,7 +37,7 @@ def pictures(results: dict[str, Any], folder: str) -> None:
         return
     matplotlib.use("Agg")
     # The same figures give the same file.
-    matplotlib.rcParams.update({"svg.hashsalt": "accuracy", "font.size": 8})
+    matplotlib.rcParams.update({"svg.hashsalt": "accuracy", "svg.fonttype": "none", "font.size": 8})
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     names = [fact["problem"] for fact in results["problems"]]
@@ -71,7 +71,7 @@ def _panels(names: list[str]) -> tuple[Any, list[Any]]:
 
 def _errors(panel: Any, rows: list[dict[str, Any]]) -> None:
     for name, style in CURVES.items():
-        row = next(row for row in rows if row["solver"] == name)
+        row = next(row for row in rows if row["solver"] == name and "curve" in row)
         curve = sorted(row["curve"])
         panel.plot(*zip(*curve, strict=True), label=name, **{"linewidth": 1.2, **style})
     panel.set(xscale="log", yscale="log", xlabel="products", ylabel="relative error")
