@@ -61,7 +61,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 class Wanted:
     """The floor's answers in double precision, by solver and steps beyond the floor's.
 
-    ``seconds`` is what one of them took: about as long as the average contender takes.
+    ``seconds`` is the processor's time of one of them: about that of the average contender.
     """
 
     answers: dict[tuple[str, int], Leaves]
@@ -165,13 +165,13 @@ def references(net: Network, budget: int, solvers: Sequence[str], most: int = 1)
         batch=(net.batch[0].double(), net.batch[1].double()),
         validation=(net.validation[0].double(), net.validation[1].double()),
     )
-    begin = time.perf_counter()
+    begin = time.process_time()
     answers = {
         (name, more): FLOORS[name](exact, budget + more)
         for name in solvers
         for more in range(most + 1)
     }
-    return Wanted(answers, (time.perf_counter() - begin) / len(answers))
+    return Wanted(answers, (time.process_time() - begin) / len(answers))
 
 
 def error(found: Leaves, wanted: Leaves) -> float:
