@@ -135,6 +135,9 @@ class Fingerprint:
                 )
             self.tokens.append((id(type(item)), item.shape, str(item.dtype), item.tobytes()))
             return None
+        if isinstance(item, torch.nn.Module):
+            self.tokens.append(id(type(item)))
+            return _of_module(item)
         self.tokens.append(id(type(item)) if _attributes(item) else id(item))
         return iter((type(item), *_attributes(item)))
 
@@ -201,6 +204,17 @@ def _of_class(kind: type) -> Iterator[Any]:
                 yield function
             elif isinstance(item, (*_VALUES, float, Tensor, list, dict)) and name[:2] != "__":
                 yield item
+
+
+def _of_module(module: torch.nn.Module) -> Iterator[Any]:
+    """What a module holds, without its dozen empty tables of hooks."""
+    settings, *slots = _attributes(module)
+    yield type(module)
+    for name, item in settings.items():
+        if not isinstance(item, dict) or item:
+            yield name
+            yield item
+    yield from slots
 
 
 def _attributes(item: Any) -> list[Any]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -73,6 +74,7 @@ def trace(
     if any(_mutates(node) for node in first.graph.nodes):
         pure = torch.func.functionalize(first, remove="mutations")
         first = make_fx(pure)(*inputs, *tensors)
+    first.graph = fx_graph_cse(first.graph)
     first.graph.eliminate_dead_code()
     first.recompile()
     return first, tensors

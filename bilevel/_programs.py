@@ -195,13 +195,18 @@ class Program:
 def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
     """Machine code for a graph, by TorchInductor; on CUDA captured as a CUDA graph.
 
+    On a CPU what calls the kernels is C++ as well, which takes a third less time in small networks.
+
     Raises:
         Refused: there is no compiler, or it does not know an operation.
     """
     # Imported here: it takes seconds, which those who never compile should not pay.
     from torch._inductor.compile_fx import compile_fx
 
-    patches = {"size_asserts": False, "triton.cudagraphs": inputs[0].device.type == "cuda"}
+    on_cuda = inputs[0].device.type == "cuda"
+    patches = {"size_asserts": False, "triton.cudagraphs": on_cuda, "cpp_wrapper": not on_cuda}
+    for node in graph.graph.nodes:
+        node.meta.clear()  # of the tracing: fake tensors of another mode than the compiler's
     try:
         return cast(Compiled, compile_fx(graph, list(inputs), config_patches=patches))
     except Exception as error:

@@ -63,8 +63,9 @@ def test_without_a_compiler_the_plain_way_is_taken_and_said_once(
 ) -> None:
     from torch._inductor import config, cpp_builder
 
-    monkeypatch.setattr(config.cpp, "cxx", ("/nowhere/c++",))
-    monkeypatch.setattr(config, "force_disable_caches", True)
+    # The compiler's settings have a patch of their own: undone by another, one that stands for
+    # another is gone afterwards.
+    nothing = config.patch({"cpp.cxx": ("/nowhere/c++",), "force_disable_caches": True})
     monkeypatch.setattr(cpp_builder, "get_cpp_compiler", _no_compiler)
     phi, theta = torch.zeros(3, dtype=F64), torch.ones(3, dtype=F64)
     options: dict[str, Any] = {
@@ -73,7 +74,7 @@ def test_without_a_compiler_the_plain_way_is_taken_and_said_once(
         "inner_args": _data(1),
     }
     wanted = bilevel.implicit_grad(_outer, _inner, phi, theta, **options)
-    with pytest.warns(bilevel.CompileWarning, match="compiler"):
+    with nothing, pytest.warns(bilevel.CompileWarning, match="compiler"):
         found = bilevel.implicit_grad(_outer, _inner, phi, theta, compile=True, **options)
     again = bilevel.implicit_grad(_outer, _inner, phi, theta, compile=True, **options)
     assert torch.equal(found, wanted)
