@@ -37,8 +37,9 @@ def pictures(results: dict[str, Any], folder: str) -> None:
         return
     matplotlib.use("Agg")
     # The same figures give the same file, and a small one.
-    options = {"svg.hashsalt": "accuracy", "svg.fonttype": "none", "font.size": 8}
-    matplotlib.rcParams.update(options)
+    matplotlib.rcParams.update(
+        {"svg.hashsalt": "accuracy", "svg.fonttype": "none", "font.size": 8},
+    )
     place = Path(folder)
     place.mkdir(parents=True, exist_ok=True)
     names = [fact["problem"] for fact in results["problems"]]
