@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -141,28 +142,28 @@ def best_from_samples(held: Tensor, weights: Tensor) -> Tensor:
 
     Exact over all ``2^L`` sets: for a fixed size k the mean F1 is a sum over the predicted labels
     of ``W_ik = sum_s w_s y_si 2 / (k + n_s)``, n_s the size of a sample, so the best k labels are
-    the largest of the column (Dembczynski et al. 2011, the general F-measure maximiser).
+    the largest of the column (Dembczynski et al. 2011, the general F-measure maximiser). Samples of
+    one size come in through their sum alone, which is taken first.
 
     Args:
         held: which samples hold a label, in {0, 1}, ``[B, L, S]``.
         weights: non-negative, summing to one along the last dimension, ``[B, S]``.
     """
-    marginal = _mean_of_samples(held, weights)
+    samples = _by_size(held, weights)
+    marginal = samples.mass.sum(dim=1)
     # A label that no sample holds only makes the set larger: never worth it.
     useful = int((marginal > 0).sum(dim=-1).max())
     if useful == 0:
         return torch.zeros_like(marginal)
-    sizes = held.sum(dim=1)
     # The likeliest labels alone give a value, and with it the size above which none can win.
     few = min(useful, _FIRST_LIMIT)
-    likeliest = _columns(held, marginal.topk(few, dim=-1).indices)
-    _, value = _best_number(likeliest, weights, sizes, few)
+    _, value = _best_number(samples.of(marginal.topk(few, dim=-1).indices), few)
     mean = marginal.sum(dim=-1, keepdim=True)
     largest = int(_farthest(mean, value, useful).amax())
-    labels = _possible(marginal, sizes, largest)
-    held = _columns(held, labels)
-    size, _ = _best_number(held, weights, sizes, largest)
-    worth = _mean_of_samples(held, weights * 2.0 / (size + sizes).clamp(min=1))
+    labels = _possible(samples, marginal, largest)
+    samples = samples.of(labels)
+    size, _ = _best_number(samples, largest)
+    worth = samples.worth(size).squeeze(1)
     ordered = worth.topk(int(size.max()), dim=-1).indices
     taken = torch.arange(ordered.shape[-1], device=held.device) < size
     return torch.zeros_like(marginal).scatter(
@@ -170,12 +171,49 @@ def best_from_samples(held: Tensor, weights: Tensor) -> Tensor:
     )
 
 
-def _columns(held: Tensor, labels: Tensor) -> Tensor:
-    """Return the rows of `held` of some labels ``[B, C]`` of each example, ``[B, C, S]``."""
-    return held.gather(1, labels[..., None].expand(-1, -1, held.shape[-1]))
+@dataclass(frozen=True)
+class _Samples:
+    """Weighted samples, as far as the mean F1 against them depends on them.
+
+    Attributes:
+        mass: weight of the samples of each size that hold each label, ``[B, N, L]``.
+        sizes: those sizes, ``[N]``.
+        least: the smallest size of a sample, ``[B, 1]``.
+        most: the largest.
+        empty: weight of the samples without any label, ``[B, 1]``.
+    """
+
+    mass: Tensor
+    sizes: Tensor
+    least: Tensor
+    most: Tensor
+    empty: Tensor
+
+    def of(self, labels: Tensor) -> _Samples:
+        """Keep some labels ``[B, C]`` of each example."""
+        index = labels[:, None].expand(-1, len(self.sizes), -1)
+        return replace(self, mass=self.mass.gather(-1, index))
+
+    def worth(self, tried: Tensor) -> Tensor:
+        """Return W for sets of the sizes tried, ``[B, K]`` or ``[1, K]``, as ``[B, K, L]``."""
+        return (2.0 / (tried[..., None] + self.sizes).clamp(min=1)).to(self.mass) @ self.mass
 
 
-def _possible(marginal: Tensor, sizes: Tensor, largest: int) -> Tensor:
+def _by_size(held: Tensor, weights: Tensor) -> _Samples:
+    sizes = held.sum(dim=1)
+    low, high = sizes.aminmax()
+    reach = torch.arange(int(low), int(high) + 1, device=held.device)
+    weight = torch.where(sizes[:, None] == reach[:, None], weights[:, None], 0.0)
+    return _Samples(
+        mass=weight @ held.mT,
+        sizes=reach,
+        least=sizes.amin(dim=-1, keepdim=True),
+        most=sizes.amax(dim=-1, keepdim=True),
+        empty=weights.masked_fill(sizes > 0, 0.0).sum(dim=-1, keepdim=True),
+    )
+
+
+def _possible(samples: _Samples, marginal: Tensor, largest: int) -> Tensor:
     """Return the labels that may be in a best set of at most `largest`, ``[B, C]``.
 
     ``2 m_i / (k + n_max) <= W_ik <= 2 m_i / (k + n_min)`` with m_i the weight of the samples that
@@ -183,43 +221,38 @@ def _possible(marginal: Tensor, sizes: Tensor, largest: int) -> Tensor:
     With a thousand labels a few hundred stay.
 
     Args:
+        samples: of all labels.
         marginal: m, ``[B, L]``.
-        sizes: of the samples, ``[B, S]``.
         largest: at least 1.
     """
-    least, most = sizes.amin(dim=-1, keepdim=True), sizes.amax(dim=-1, keepdim=True)
     k = torch.arange(1, largest + 1, device=marginal.device)
     likely = marginal.topk(largest, dim=-1).values
-    needed = likely * (k + least) / (k + most)
+    needed = likely * (k + samples.least) / (k + samples.most)
     needed = needed.masked_fill(likely == 0, math.inf).amin(dim=-1, keepdim=True)
     count = max(largest, int((marginal >= needed).sum(dim=-1).max()))
     return marginal.topk(count, dim=-1).indices
 
 
-def _best_number(
-    held: Tensor, weights: Tensor, sizes: Tensor, largest: int
-) -> tuple[Tensor, Tensor]:
+def _best_number(samples: _Samples, largest: int) -> tuple[Tensor, Tensor]:
     """Return the size of the best set, at most `largest`, and its value, both ``[B, 1]``.
 
     Few sizes are tried at first. V(k), the value of the best set of k, bounds those in between:
     keeping the best k of k' labels gives ``V(k') <= (k' / k) V(k)``, and adding labels up to K
     gives ``V(k') <= (K + n_min) / (k' + n_min) V(K)``. Those that may still win are tried too.
     """
-    empty = weights.masked_fill(sizes > 0, 0.0).sum(dim=-1, keepdim=True)
-    grid = _grid(largest, held.device)
-    value = _best_of_sizes(held, weights, sizes, grid)
-    best = torch.cat([empty, value], dim=-1).amax(dim=-1, keepdim=True)
-    others = torch.arange(1, largest + 1, device=held.device)
+    grid = _grid(largest, samples.mass.device)
+    value = _best_of_sizes(samples, grid)
+    best = torch.cat([samples.empty, value], dim=-1).amax(dim=-1, keepdim=True)
+    others = torch.arange(1, largest + 1, device=grid.device)
     others = others[~torch.isin(others, grid)]
     above = torch.searchsorted(grid, others)
-    least = sizes.amin(dim=-1, keepdim=True)
     fewer = others / grid[above - 1] * value[:, above - 1]
-    more = (grid[above] + least) / (others + least) * value[:, above]
+    more = (grid[above] + samples.least) / (others + samples.least) * value[:, above]
     others = others[(torch.minimum(fewer, more) > best).any(dim=0)]
     if len(others) > 0:
-        value = torch.cat([value, _best_of_sizes(held, weights, sizes, others)], dim=-1)
+        value = torch.cat([value, _best_of_sizes(samples, others)], dim=-1)
     tried, order = torch.cat([grid, others]).sort()
-    value, index = torch.cat([empty, value[:, order]], dim=-1).max(dim=-1, keepdim=True)
+    value, index = torch.cat([samples.empty, value[:, order]], dim=-1).max(dim=-1, keepdim=True)
     return torch.cat([tried.new_zeros(1), tried])[index], value
 
 
@@ -232,17 +265,10 @@ def _grid(largest: int, device: torch.device) -> Tensor:
     return torch.tensor([*sizes, largest], device=device)
 
 
-def _best_of_sizes(held: Tensor, weights: Tensor, sizes: Tensor, tried: Tensor) -> Tensor:
+def _best_of_sizes(samples: _Samples, tried: Tensor) -> Tensor:
     """Return the best mean F1 of sets of each of the sizes tried, ``[K]``, as ``[B, K]``."""
-    share = weights[:, None] * 2.0 / (tried[:, None] + sizes[:, None])
-    worth = share @ held.mT
     totals = [
         column.topk(k, dim=-1, sorted=False).values.sum(dim=-1)
-        for k, column in zip(tried.tolist(), worth.unbind(dim=1), strict=True)
+        for k, column in zip(tried.tolist(), samples.worth(tried[None]).unbind(dim=1), strict=True)
     ]
     return torch.stack(totals, dim=-1)
-
-
-def _mean_of_samples(held: Tensor, weights: Tensor) -> Tensor:
-    """Return the weight of the samples that hold each label, ``[B, L]``."""
-    return (weights[:, None] @ held.mT).squeeze(1)

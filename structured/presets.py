@@ -121,6 +121,7 @@ PRESETS: Mapping[str, Settings] = {
             cross_entropy="lr=0.003",
             implicit="primary=ContrastiveDivergence, primary.samples=20, inner_lr=0.0002, "
             "outer_lr=0.01, outer_every=2",
+            infnet="joint_epochs=8",  # and the rest of the epochs for retuning
         ),
     },
     "delicious": {
@@ -132,6 +133,7 @@ PRESETS: Mapping[str, Settings] = {
             cross_entropy="lr=0.002",
             implicit="primary=ContrastiveDivergence, primary.samples=20, inner_lr=0.0002, "
             "outer_lr=0.01, outer_every=2",
+            infnet="joint_epochs=8",  # and the rest of the epochs for retuning
         ),
     },
     **dict.fromkeys(("birds", "cal500", "emotions", "scene", "yeast"), _SMALL),
