@@ -34,7 +34,7 @@ from bilevel.solvers import Auto, Exact, Solver
 from bilevel.solvers.base import Stepwise
 
 # Programs kept, the least recently used dropped first; and programs made for one pair of functions
-# before it is plain that what they depend on changes too often.
+# and never used again, before it is plain that what they depend on changes too often.
 _MOST = 16
 _MOST_FOR_ONE = 8
 
@@ -64,6 +64,7 @@ class _Entry:
 
     fingerprint: Fingerprint
     program: Program | FixedSolve | None
+    functions: tuple[str, str]
     uses: int = 0
 
     @property
@@ -137,6 +138,8 @@ def hypergradient(
         entry.program = None
         _say(options, str(error))
         return plain()
+    if entry.uses == 1:
+        _made[entry.functions] -= 1
     tree = call.phi_layout.tree(found.gradient)
     return (tree, found.info) if return_info else tree
 
@@ -201,8 +204,8 @@ def _first(
     return_info: bool,
 ) -> Any:
     result = plain()
-    entry = _Entry(fingerprint, None)
     one = (describe(options.outer), describe(options.inner))
+    entry = _Entry(fingerprint, None, one)
     try:
         if _made[one] >= _MOST_FOR_ONE:
             raise Refused(

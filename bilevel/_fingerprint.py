@@ -206,12 +206,16 @@ def _of_class(kind: type) -> Iterator[Any]:
                 yield item
 
 
+# Of recurrent layers: the parameters once more, or what functional_call put in their place.
+_FLAT_WEIGHTS = ("_flat_weights", "_flat_weight_refs")
+
+
 def _of_module(module: torch.nn.Module) -> Iterator[Any]:
     """What a module holds, without its dozen empty tables of hooks."""
     settings, *slots = _attributes(module)
     yield type(module)
     for name, item in settings.items():
-        if not isinstance(item, dict) or item:
+        if name not in _FLAT_WEIGHTS and (not isinstance(item, dict) or item):
             yield name
             yield item
     yield from slots

@@ -25,8 +25,12 @@ def refusal(clause: str, error: Exception) -> Refused:
     return Refused(f"{clause} ({type(error).__name__}: {lines[0][:200]})")
 
 
-# What brings numbers out of tensors, where a graph would hold those of one call for good.
-_READS = {
+_RECURRENT = "runs a recurrent layer, whose fused kernel has no second derivative to be traced"
+
+# What a trace cannot hold: most of it brings numbers out of tensors, which would stay those of one
+# call for good.
+_REFUSED = {
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), _RECURRENT),
     "item": "reads a number off a tensor",
     "tolist": "reads numbers off a tensor (tolist)",
     "numpy": "turns a tensor into an array",
@@ -39,13 +43,13 @@ _READS = {
 }
 
 
-class _NoReads(TorchFunctionMode):
-    """Refuses functions that read numbers off tensors."""
+class _Traceable(TorchFunctionMode):
+    """Refuses functions that no trace can hold."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        read = _READS.get(getattr(func, "__name__", ""))
-        if read is not None:
-            raise Refused(read)
+        reason = _REFUSED.get(getattr(func, "__name__", ""))
+        if reason is not None:
+            raise Refused(reason)
         return func(*args, **(kwargs or {}))
 
 
@@ -90,7 +94,7 @@ def _traced(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's own
         try:
-            with _NoReads():
+            with _Traceable():
                 module = make_fx(function)(*inputs)
         except Refused:
             raise

@@ -238,9 +238,19 @@ def _making(p: Tensor, t: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return _inner(p, t, x, y) + torch.arange(3.0, dtype=F64).numpy().sum() * t.sum()
 
 
+_RECURRENT = nn.RNN(1, 1, bias=False, batch_first=True, dtype=F64)
+
+
+def _recurring(p: Tensor, t: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    weights = {"weight_ih_l0": t[:1, None], "weight_hh_l0": t[1:2, None]}
+    states = torch.func.functional_call(_RECURRENT, weights, (x[..., None],))[0]
+    return _inner(p, t, x, y) + states.square().mean()
+
+
 @pytest.mark.parametrize(
     ("inner", "reason"),
     [
+        (_recurring, "a recurrent layer"),
         (_random, "random"),
         (_reading, "reads a number"),
         (_deciding, "decides by the value"),
@@ -295,6 +305,13 @@ def test_shapes_that_keep_changing_are_no_longer_compiled(traced: Traces) -> Non
     for rows in range(21, 40):
         _compare(_inner, inner_args=_data(1, rows))
     assert len(traced) == 8
+
+
+def test_shapes_that_come_again_may_be_many(traced: Traces) -> None:
+    for rows in range(4, 16):
+        for seed in range(2):
+            _compare(_inner, seed, inner_args=_data(1, rows))
+    assert len(traced) == 12
 
 
 def test_programs_are_dropped_and_what_they_held_goes_with_them() -> None:
