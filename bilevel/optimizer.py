@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import math
 from collections.abc import Iterable, Sequence
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -16,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from bilevel._autodiff import filled, gradient
 from bilevel._checks import check_args, check_scalar
+from bilevel._prediction import predicted
 from bilevel._resume import check_fits
 from bilevel._tree import Layout, Tree, check_finite, flatten
 from bilevel.errors import InputError, NonFiniteError
@@ -185,7 +184,7 @@ class BilevelOptimizer:
     def _guess(self) -> Tree:
         if not self.warm_start or not self._adjoints:
             return None
-        return self._theta_layout.unflatten(_predicted(self._adjoints))
+        return self._theta_layout.unflatten(predicted(self._adjoints))
 
     def _remember(self, adjoint: Tensor, solved: bool) -> None:
         # What a solve left unfinished depends on its guess, and no guess may feed on guesses.
@@ -279,9 +278,11 @@ class BilevelOptimizer:
             InputError: another version, other parameters, or an optimizer or a scheduler of
                 another kind. Nothing has changed then.
         """
+        if isinstance(state, dict) and state.get("version") == 1:  # had the last adjoint alone
+            state = {**state, "version": _VERSION, "earlier_adjoints": []}
         if not isinstance(state, dict) or state.get("version") != _VERSION:
             found = state.get("version") if isinstance(state, dict) else type(state).__name__
-            raise InputError(f"state has version {found!r}; this release reads {_VERSION}.")
+            raise InputError(f"state has version {found!r}; this release reads 1 and {_VERSION}.")
         before = self.state_dict()
         check_fits(state, before, self._theta_layout.size)
         try:
@@ -317,34 +318,6 @@ class BilevelOptimizer:
         torch.set_rng_state(state["rng"]["cpu"].cpu())
         if "device" in state["rng"] and device.type != "cpu":
             torch.get_device_module(device).set_rng_state(state["rng"]["device"].cpu(), device)
-
-
-def _predicted(adjoints: Sequence[Tensor]) -> Tensor:
-    """The vector ``[n]`` that follows some others, by linear prediction.
-
-    The step to come is made of the last two as the last one is, by least squares, of the two before
-    it: a drift is followed, noise averaged out. At most twice as long as the last, lest an odd one
-    throw the guess far off.
-
-    Reference:
-        Makhoul, Linear prediction: a tutorial review, 1975, section II (the covariance method).
-    """
-    last = adjoints[-1]
-    if len(adjoints) < 3:
-        return last
-    steps = torch.stack([after - before for before, after in pairwise(adjoints)])
-    scale = steps.abs().max()
-    if not 0 < float(scale) < math.inf:
-        return last
-    steps = steps / scale  # squares neither vanish nor overflow
-    products = (steps @ steps.T).double().cpu()
-    # Steps along one line leave the weights open; the least ones are taken.
-    open_below = torch.finfo(last.dtype).eps ** 0.5
-    inverse = torch.linalg.pinv(products[:-1, :-1], rtol=open_below, hermitian=True)
-    move = (inverse @ products[:-1, -1]).to(steps) @ steps[1:]
-    longest = 2 * torch.linalg.vector_norm(steps[-1])
-    shortened = longest / torch.linalg.vector_norm(move).clamp_min(longest)
-    return last + move * torch.where(longest > 0, shortened, 0.0) * scale
 
 
 def _held(optimizer: torch.optim.Optimizer) -> list[Tensor]:

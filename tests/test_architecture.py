@@ -18,7 +18,17 @@ BRIDGES = ("interop.py", "operators.py")  # to_scipy and from_scipy
 # From the bottom up: a module imports from its own layer and from those before it.
 LAYERS = (
     ("errors",),
-    ("_tree", "_guard", "_transforms", "_autodiff", "_checks", "_closures", "_resume", "solution"),
+    (
+        "_tree",
+        "_guard",
+        "_transforms",
+        "_autodiff",
+        "_checks",
+        "_closures",
+        "_prediction",
+        "_resume",
+        "solution",
+    ),
     ("operators", "matrices", "interop"),
     ("_spectrum",),
     ("preconditioners",),

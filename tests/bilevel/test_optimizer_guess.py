@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,9 +9,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import bilevel
+from bilevel._prediction import predicted
 from tests.bilevel.arrays import error, normal, with_spectrum
 
-predicted = importlib.import_module("bilevel.optimizer")._predicted
 F64 = torch.float64
 
 

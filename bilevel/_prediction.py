@@ -1,0 +1,38 @@
+"""What comes after some vectors: the first guess of a solve from the answers before it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+
+def predicted(adjoints: Sequence[Tensor]) -> Tensor:
+    """The vector ``[n]`` that follows some others, by linear prediction.
+
+    The step to come is made of the last two as the last one is, by least squares, of the two before
+    it: a drift is followed, noise averaged out. At most twice as long as the last, lest an odd one
+    throw the guess far off.
+
+    Reference:
+        Makhoul, Linear prediction: a tutorial review, 1975, section II (the covariance method).
+    """
+    last = adjoints[-1]
+    if len(adjoints) < 3:
+        return last
+    steps = torch.stack([after - before for before, after in pairwise(adjoints)])
+    scale = steps.abs().max()
+    if not 0 < float(scale) < math.inf:
+        return last
+    steps = steps / scale  # squares neither vanish nor overflow
+    products = (steps @ steps.T).double().cpu()
+    # Steps along one line leave the weights open; the least ones are taken.
+    open_below = torch.finfo(last.dtype).eps ** 0.5
+    inverse = torch.linalg.pinv(products[:-1, :-1], rtol=open_below, hermitian=True)
+    move = (inverse @ products[:-1, -1]).to(steps) @ steps[1:]
+    longest = 2 * torch.linalg.vector_norm(steps[-1])
+    shortened = longest / torch.linalg.vector_norm(move).clamp_min(longest)
+    return last + move * torch.where(longest > 0, shortened, 0.0) * scale
