@@ -13,15 +13,17 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from structured._atomic import write_atomically, write_json
+from _pages import fill
+
+from structured._atomic import write_json
 from structured.comparison import Comparison
 from structured.evaluation import COLUMNS, JOINT
 
@@ -121,79 +123,79 @@ def results() -> dict[str, Comparison]:
     }
 
 
-def matrix(found: Mapping[str, Comparison], decoder: str) -> str:
-    """Method by set: mean and deviation of example-F1 on test, in percent; the best is bold."""
-    header = ["method", *(SETS[name].title for name in found)]
-    lines = [_row(header), "|---|" + "---:|" * len(found)]
-    summaries = {
-        name: {record["method"]: record for record in comparison.summary()}
-        for name, comparison in found.items()
-    }
+def method_by_set(found: Mapping[str, Comparison], cell: Callable[[str, str], str]) -> str:
+    """A table of what ``cell`` says of a set's name and a method; empty rows are left out."""
     methods = dict.fromkeys(
         method for comparison in found.values() for method in comparison.methods
     )
+    rows = {method: [cell(name, method) for name in found] for method in methods}
+    return "\n".join(
+        [
+            _row(["method", *(SETS[name].title for name in found)]),
+            "|---|" + "---:|" * len(found),
+            *(_row([method, *cells]) for method, cells in rows.items() if any(cells)),
+        ]
+    )
+
+
+def records(found: Mapping[str, Comparison]) -> dict[str, dict[str, Any]]:
+    """The summaries, by set and method."""
+    return {
+        name: {record["method"]: record for record in comparison.summary()}
+        for name, comparison in found.items()
+    }
+
+
+def matrix(found: Mapping[str, Comparison], decoder: str) -> str:
+    """Method by set: mean and deviation of example-F1 on test, in percent; the best is bold."""
+    summaries = records(found)
     best = {
         name: max(
             record[decoder]["mean"]
-            for method, record in records.items()
+            for method, record in by_method.items()
             if decoder in record and method != found[name].control
         )
-        for name, records in summaries.items()
+        for name, by_method in summaries.items()
     }
-    for method in methods:
-        cells = []
-        for name in found:
-            score = summaries[name].get(method, {}).get(decoder)
-            cells.append("" if score is None else _cell(score, best[name]))
-        lines.append(_row([method, *cells]))
-    return "\n".join(lines)
+
+    def cell(name: str, method: str) -> str:
+        score = summaries[name].get(method, {}).get(decoder)
+        return "" if score is None else _cell(score, best[name])
+
+    return method_by_set(found, cell)
 
 
 def differences(found: Mapping[str, Comparison], decoder: str) -> str:
     """Method by set: the difference to cross-entropy seed by seed, with its 95 % interval."""
-    header = ["method", *(SETS[name].title for name in found)]
-    lines = [_row(header), "|---|" + "---:|" * len(found)]
-    methods = dict.fromkeys(
-        method for comparison in found.values() for method in comparison.methods
-    )
-    for method in methods:
-        cells = []
-        for comparison in found.values():
-            gap = None
-            if method in comparison.methods and method != comparison.baseline:
-                gap = comparison.difference(method, decoder)
-            if gap is None:
-                cells.append("")
-                continue
-            margin = "" if gap.margin is None else f" ± {100 * gap.margin:.1f}"
-            text = f"{100 * gap.mean:+.1f}{margin}"
-            clear = gap.verdict != "no clear difference"
-            cells.append(f"**{text}**" if clear and gap.mean > 0 else text)
-        if any(cells):
-            lines.append(_row([method, *cells]))
-    return "\n".join(lines)
+
+    def cell(name: str, method: str) -> str:
+        comparison = found[name]
+        if method not in comparison.methods or method == comparison.baseline:
+            return ""
+        gap = comparison.difference(method, decoder)
+        if gap is None:
+            return ""
+        margin = "" if gap.margin is None else f" ± {100 * gap.margin:.1f}"
+        text = f"{100 * gap.mean:+.1f}{margin}"
+        clear = gap.verdict != "no clear difference"
+        return f"**{text}**" if clear and gap.mean > 0 else text
+
+    return method_by_set(found, cell)
 
 
 def times(found: Mapping[str, Comparison]) -> str:
     """Method by set: seconds of an epoch of the last phase / microseconds to predict a row."""
-    header = ["method", *(SETS[name].title for name in found)]
-    lines = [_row(header), "|---|" + "---:|" * len(found)]
-    methods = dict.fromkeys(
-        method for comparison in found.values() for method in comparison.methods
-    )
-    for method in methods:
-        cells = []
-        for comparison in found.values():
-            records = {record["method"]: record for record in comparison.summary()}
-            record = records.get(method)
-            if record is None or not record["seeds"]:
-                cells.append("")
-                continue
-            predicting = record.get("predict_seconds")
-            text = f"{record['epoch_seconds']:.2f}"
-            cells.append(text if predicting is None else f"{text} / {1000 * predicting:.0f}")
-        lines.append(_row([method, *cells]))
-    return "\n".join(lines)
+    summaries = records(found)
+
+    def cell(name: str, method: str) -> str:
+        record = summaries[name].get(method)
+        if record is None or not record["seeds"]:
+            return ""
+        predicting = record.get("predict_seconds")
+        text = f"{record['epoch_seconds']:.2f}"
+        return text if predicting is None else f"{text} / {1000 * predicting:.0f}"
+
+    return method_by_set(found, cell)
 
 
 def costs() -> str:
@@ -276,7 +278,7 @@ def _cell(score: Mapping[str, float], best: float) -> str:
 
 def page() -> None:
     """Put the tables between their marks in the page."""
-    found, text = results(), PAGE.read_text()
+    found = results()
     tables = {
         "joint": matrix(found, JOINT),
         "tuned": matrix(found, "tuned threshold"),
@@ -288,12 +290,7 @@ def page() -> None:
         "chosen": chosen(found),
         "protocol": protocol(found),
     }
-    for name, table in tables.items():
-        marks = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-        if not marks.search(text):
-            raise SystemExit(f"{PAGE}: has no marks for {name}")
-        text = marks.sub(lambda m, table=table: f"{m[1]}\n{table}\n\n{m[2]}", text)
-    write_atomically(PAGE, text.encode())
+    fill(PAGE, tables)
 
 
 def main() -> None:

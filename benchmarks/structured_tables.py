@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import shlex
 import subprocess
 import sys
@@ -22,7 +21,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from structured._atomic import write_atomically, write_json
+from _pages import fill
+
+from structured._atomic import write_json
 from structured.comparison import Comparison
 
 HERE = Path(__file__).parent
@@ -166,19 +167,17 @@ def tried(found: dict[str, Any]) -> str:
 
 def page() -> None:
     """Put the table of every results file between its marks in the page."""
-    text = PAGE.read_text()
     files = {name: (f"structured_{name}", markdown) for name in TABLES}
     files["search"] = ("structured_search_bibtex_split", tried)
-    for name, (file, write) in files.items():
-        path = RESULTS / f"{file}.json"
-        if not path.exists():
-            continue
-        table = write(json.loads(path.read_text()))
-        marks = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end of {name} -->)", re.DOTALL)
-        if not marks.search(text):
-            raise SystemExit(f"{PAGE}: has no marks for {name}")
-        text = marks.sub(lambda m, table=table: f"{m[1]}\n{table}\n\n{m[2]}", text)
-    write_atomically(PAGE, text.encode())
+    paths = {name: (RESULTS / f"{file}.json", write) for name, (file, write) in files.items()}
+    fill(
+        PAGE,
+        {
+            name: write(json.loads(path.read_text()))
+            for name, (path, write) in paths.items()
+            if path.exists()
+        },
+    )
 
 
 def main() -> None:

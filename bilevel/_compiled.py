@@ -6,7 +6,7 @@ import dataclasses
 import math
 import warnings
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,16 +20,17 @@ from bilevel._fingerprint import Fingerprint, Unseen, describe
 from bilevel._fixed import FixedSolve
 from bilevel._graphs import Refused, refusal
 from bilevel._guard import Guard, without_autocast
+from bilevel._point import Arguments
 from bilevel._programs import HERE, Call, CompiledProducts, First, Functions, Program, derivatives
 from bilevel._system import extremes_of, verdict
-from bilevel._tree import Layout, Tree, check_same_kind, flatten
+from bilevel._tree import Layout, check_same_kind, flatten
 from bilevel.curvature import HessianOperator
 from bilevel.errors import CompileWarning, outside
 from bilevel.linear import OnFailure, report, solve_rows
 from bilevel.operators import damped
 from bilevel.preconditioners import Preconditioner
 from bilevel.report import HypergradientInfo, hypergradient_info, name_negative_curvature
-from bilevel.solution import Solution, State
+from bilevel.solution import Solution
 from bilevel.solvers import Auto, Exact, Solver
 from bilevel.solvers.base import Stepwise
 
@@ -102,36 +103,24 @@ def forget() -> None:
     _said.clear()
 
 
-def hypergradient(
-    options: Options,
-    phi: Tree,
-    theta: Tree,
-    outer_args: Sequence[Any],
-    inner_args: Sequence[Any],
-    initial: Tree,
-    state: State | None,
-    return_info: bool,
-    plain: Callable[[], Any],
-) -> Any:
+def hypergradient(options: Options, given: Arguments, plain: Callable[[], Any]) -> Any:
     """A hypergradient by a compiled program, or by ``plain()`` where there is none (yet)."""
     try:
-        call, key, fingerprint = _identified(
-            options, phi, theta, outer_args, inner_args, initial, state
-        )
+        call, key, fingerprint = _identified(options, given)
     except (Unseen, Refused) as error:
         _say(options, str(error))
         return plain()
     entry = _entries.get(key)
     if entry is None:
         # All that the plain way refuses, it refuses now; and its answer checks the program.
-        return _first(options, call, key, fingerprint, plain, return_info)
+        return _first(options, call, key, fingerprint, plain, given.return_info)
     _entries.move_to_end(key)
     if entry.program is None:
         return plain()
     before = entry.seconds
     try:
         with torch.no_grad(), without_autocast(call.theta_layout.device):
-            found = _run(options, entry, call, return_info, before)
+            found = _run(options, entry, call, given.return_info, before)
     except _Odd:
         return plain()
     except Refused as error:
@@ -141,28 +130,23 @@ def hypergradient(
     if entry.uses == 1:
         _made[entry.functions] -= 1
     tree = call.phi_layout.tree(found.gradient)
-    return (tree, found.info) if return_info else tree
+    return (tree, found.info) if given.return_info else tree
 
 
-def _identified(
-    options: Options,
-    phi: Tree,
-    theta: Tree,
-    outer_args: Sequence[Any],
-    inner_args: Sequence[Any],
-    initial: Tree,
-    state: State | None,
-) -> tuple[Call, Any, Fingerprint]:
-    phi_leaves, phi_layout = flatten(phi, "phi")
-    theta_leaves, theta_layout = flatten(theta, "theta")
+def _identified(options: Options, given: Arguments) -> tuple[Call, Any, Fingerprint]:
+    phi_leaves, phi_layout = flatten(given.phi, "phi")
+    theta_leaves, theta_layout = flatten(given.theta, "theta")
     check_same_kind(theta_layout, "theta", phi_layout, "phi")
-    both = (check_args(outer_args, "outer_args"), check_args(inner_args, "inner_args"))
+    both = (
+        check_args(given.outer_args, "outer_args"),
+        check_args(given.inner_args, "inner_args"),
+    )
     leaves, spec = pytree.tree_flatten(both)
     guess = None
-    if initial is not None:
-        guess = theta_layout.join(theta_layout.matching_leaves(initial, "initial", "theta"))
+    if given.initial is not None:
+        guess = theta_layout.join(theta_layout.matching_leaves(given.initial, "initial", "theta"))
         guess = _plain(guess).unsqueeze(0)
-    if state is not None and not isinstance(state, dict):
+    if given.state is not None and not isinstance(given.state, dict):
         raise Refused("has a state that is no dict")
     call = Call(
         phi_layout,
@@ -173,7 +157,7 @@ def _identified(
         [HERE if isinstance(leaf, Tensor) else leaf for leaf in leaves],
         spec,
         guess,
-        dict(state or {}),
+        dict(given.state or {}),
     )
     others = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
     fingerprint = Fingerprint.of([options.outer, options.inner, options.solver, others])

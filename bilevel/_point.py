@@ -16,6 +16,20 @@ from bilevel._guard import Guard
 from bilevel._tree import Layout, Tree, check_finite, check_same_kind, flatten
 from bilevel.errors import InputError, NonFiniteError
 from bilevel.products import HVP, Objective, Products, products
+from bilevel.solution import State
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What a hypergradient is asked for, as it came; see :func:`bilevel.implicit_grad`."""
+
+    phi: Tree
+    theta: Tree
+    outer_args: Sequence[Any]
+    inner_args: Sequence[Any]
+    initial: Tree
+    state: State | None
+    return_info: bool
 
 
 @dataclass(frozen=True)

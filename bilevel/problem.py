@@ -15,7 +15,7 @@ from bilevel._autodiff import filled, uncompiled
 from bilevel._checks import check_args, check_function, check_scalar, refuse_unused
 from bilevel._closures import refuse_tangents
 from bilevel._guard import Guard
-from bilevel._point import Point, check_depends
+from bilevel._point import Arguments, Point, check_depends
 from bilevel._tree import Tree, check_finite, check_same_kind, flatten
 from bilevel.curvature import GaussNewton, HessianOperator
 from bilevel.errors import InputError, TransformError
@@ -136,8 +136,8 @@ class ImplicitProblem:
                 )
             return self._transformed(phi, theta, outer_args, inner_args)
         refuse_tangents("implicit_grad", phi, theta, outer_args, inner_args)
-        given = (phi, theta, outer_args, inner_args)
-        plain = functools.partial(self._plain, *given, initial, state, return_info)
+        given = Arguments(phi, theta, outer_args, inner_args, initial, state, return_info)
+        plain = functools.partial(self._plain, given)
         with torch.inference_mode(False):
             if not self.compile:
                 return plain()
@@ -147,22 +147,13 @@ class ImplicitProblem:
             options = _compiled.Options(
                 self.outer, self.inner, self.solver or Auto(), self.damping, self.on_failure
             )
-            return _compiled.hypergradient(options, *given, initial, state, return_info, plain)
+            return _compiled.hypergradient(options, given, plain)
 
-    def _plain(
-        self,
-        phi: Tree,
-        theta: Tree,
-        outer_args: Sequence[Any],
-        inner_args: Sequence[Any],
-        initial: Tree,
-        state: State | None,
-        return_info: bool,
-    ) -> Tree:
-        point = self._point(phi, theta, outer_args, inner_args)
+    def _plain(self, given: Arguments) -> Tree:
+        point = self._point(given.phi, given.theta, given.outer_args, given.inner_args)
         # Around all of it, for what runs the functions again by itself (a checkpoint).
         with point.inner.guard.replay():
-            return self._hypergradient(point, initial, state, return_info)
+            return self._hypergradient(point, given.initial, given.state, given.return_info)
 
     def _hypergradient(
         self, point: Point, initial: Tree, state: State | None, return_info: bool

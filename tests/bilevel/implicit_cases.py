@@ -120,7 +120,7 @@ TRUNCATED: dict[str, bilevel.Solver] = {
 }
 
 
-def close(found: Any, wanted: Any, rtol: float = 1e-9) -> None:
+def assert_near(found: Any, wanted: Any, rtol: float = 1e-9) -> None:
     torch.testing.assert_close(found, wanted, rtol=rtol, atol=1e-10)
 
 

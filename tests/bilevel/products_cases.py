@@ -45,7 +45,7 @@ def flat(tree: Any) -> Tensor:
     return torch.cat([leaf.reshape(-1) for leaf in tree_leaves(tree)])
 
 
-def close(found: Any, wanted: Any, hvp: HVP = "reverse", rtol: float = 1e-10) -> None:
+def assert_near(found: Any, wanted: Any, hvp: HVP = "reverse", rtol: float = 1e-10) -> None:
     differenced = hvp == "finite_difference"
     torch.testing.assert_close(
         found, wanted, rtol=1e-6 if differenced else rtol, atol=1e-7 if differenced else 1e-12

@@ -30,5 +30,6 @@ def never(*args: Any) -> Tensor:
     pytest.fail("a user function was called before its arguments were checked")
 
 
-def refused(message: str, kind: type[Exception] = bilevel.InputError) -> Any:
+def raises(message: str, kind: type[Exception] = bilevel.InputError) -> Any:
+    """An error that says this, word for word, is wanted of the block."""
     return pytest.raises(kind, match=re.escape(message))

@@ -21,7 +21,7 @@ from tests.bilevel.implicit_cases import (
     N,
     P,
     W,
-    close,
+    assert_near,
     every_case,
     fits,
     inner,
@@ -58,7 +58,7 @@ def test_forward_mode_works_where_nothing_requires_grad(case: Case) -> None:
     with forward_ad.dual_level():
         attached = case.attached(forward_ad.make_dual(PHI, tangent))
         found = forward_ad.unpack_dual(attached).tangent
-    close(found, jacrev(case.exact)(PHI) @ tangent)
+    assert_near(found, jacrev(case.exact)(PHI) @ tangent)
 
 
 def test_trees_of_any_shape_pass_gradcheck() -> None:
@@ -91,7 +91,7 @@ def test_a_third_derivative_is_right_under_autograd(case: Case) -> None:
             value = (slope * weights).sum()
         return torch.autograd.grad(value, phi)[0]
 
-    close(derivative(case.attached), derivative(case.exact))
+    assert_near(derivative(case.attached), derivative(case.exact))
 
 
 def test_a_solution_feeds_any_differentiable_code() -> None:
@@ -103,7 +103,7 @@ def test_a_solution_feeds_any_differentiable_code() -> None:
     (layer(ARGMIN.exact(again * 2)).square().sum() + again.sum()).backward()
     assert phi.grad is not None
     assert again.grad is not None
-    close(phi.grad, again.grad)
+    assert_near(phi.grad, again.grad)
 
 
 def test_damping_is_part_of_the_derivative_at_first_and_second_order() -> None:
@@ -117,5 +117,5 @@ def test_damping_is_part_of_the_derivative_at_first_and_second_order() -> None:
         return torch.autograd.grad(attached, p, create_graph=True)[0]
 
     a = torch.tensor(3.0, dtype=F64, requires_grad=True)
-    close(slope(a), torch.tensor(1 / 3.5, dtype=F64))
-    close(torch.autograd.grad(slope(a), a)[0], torch.tensor(-1 / 3.5**2, dtype=F64))
+    assert_near(slope(a), torch.tensor(1 / 3.5, dtype=F64))
+    assert_near(torch.autograd.grad(slope(a), a)[0], torch.tensor(-1 / 3.5**2, dtype=F64))

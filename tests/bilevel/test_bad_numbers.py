@@ -18,7 +18,7 @@ from tests.bilevel.refusals import (
     inner,
     never,
     outer,
-    refused,
+    raises,
 )
 
 pytestmark = pytest.mark.usefixtures("nothing_changes")
@@ -31,7 +31,7 @@ def test_a_leaf_that_is_not_finite_is_named_before_anything_runs(name: str, bad:
     trees: dict[str, Any] = {"phi": PHI, "theta": THETA, name: spoilt}
     problem = bilevel.ImplicitProblem(never, never)
     for call in (problem.implicit_grad, problem.operator, problem.stationarity, problem.refine):
-        with refused(f"{name}['b'][0] holds 2 non-finite value(s) of 3", bilevel.NonFiniteError):
+        with raises(f"{name}['b'][0] holds 2 non-finite value(s) of 3", bilevel.NonFiniteError):
             call(**trees)
 
 
@@ -51,11 +51,11 @@ def test_a_derivative_that_is_not_finite_is_named(hvp: Any, bad: float) -> None:
         return torch.where(x > -1e9, x**2, x) + Poison.apply(x, order, bad)
 
     for order, where in ((0, "the value of"), (1, "the gradient of")):
-        with refused(f"{where} outer", bilevel.NonFiniteError):
+        with raises(f"{where} outer", bilevel.NonFiniteError):
             bilevel.implicit_grad(
                 lambda p, t, n=order: poisoned(t, n).sum(), inner, PHI, THETA, hvp=hvp
             )
-        with refused(f"{where} inner", bilevel.NonFiniteError):
+        with raises(f"{where} inner", bilevel.NonFiniteError):
             bilevel.implicit_grad(
                 outer,
                 lambda p, t, n=order: poisoned(t - p, n).sum(),
@@ -123,12 +123,12 @@ def test_a_product_that_is_not_finite_raises_whatever_is_said_of_failures(
 
 @pytest.mark.parametrize("bad", [NAN, INF])
 def test_a_warm_start_that_is_not_finite_is_named(bad: float) -> None:
-    with refused("initial holds 1 non-finite value(s) of 2", bilevel.NonFiniteError):
+    with raises("initial holds 1 non-finite value(s) of 2", bilevel.NonFiniteError):
         bilevel.implicit_grad(never, never, PHI, THETA, initial=torch.tensor([1.0, bad], dtype=F64))
 
 
 def test_a_mixed_derivative_that_is_not_finite_is_named() -> None:
-    with refused("the hypergradient in phi holds 1 non-finite", bilevel.NonFiniteError):
+    with raises("the hypergradient in phi holds 1 non-finite", bilevel.NonFiniteError):
         bilevel.implicit_grad(
             outer,
             lambda p, t: ((t - p.abs().sqrt()) ** 2).sum(),

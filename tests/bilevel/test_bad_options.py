@@ -17,7 +17,7 @@ from tests.bilevel.refusals import (
     THETA,
     never,
     outer,
-    refused,
+    raises,
 )
 
 pytestmark = pytest.mark.usefixtures("nothing_changes")
@@ -39,17 +39,17 @@ WRONG_OPTIONS: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("options", "message"), WRONG_OPTIONS)
 def test_an_option_that_does_not_fit_is_named(options: dict[str, Any], message: str) -> None:
-    with refused(message):
+    with raises(message):
         bilevel.implicit_grad(never, never, PHI, THETA, **options)
-    with refused(message):
+    with raises(message):
         bilevel.ImplicitProblem(never, never, **options)
-    with refused(message):
+    with raises(message):
         bilevel.argmin(never, PHI, THETA, **options)
     if "damping" not in options:
         for attach in (bilevel.root, bilevel.fixed_point):
-            with refused(message):
+            with raises(message):
                 attach(never, PHI, THETA, **options)
-        with refused(message):
+        with raises(message):
             bilevel.solve(bilevel.Identity(2), torch.ones(2), **options)
 
 
@@ -67,15 +67,15 @@ def test_an_option_that_does_not_fit_is_named(options: dict[str, Any], message: 
 )
 def test_a_problem_that_does_not_fit_is_named(options: dict[str, Any], message: str) -> None:
     options = {"outer": never, "inner": never, **options}
-    with refused(message):
+    with raises(message):
         bilevel.ImplicitProblem(**options)
-    with refused(message):
+    with raises(message):
         bilevel.implicit_grad(phi=PHI, theta=THETA, **options)
 
 
 @pytest.mark.parametrize("attach", [bilevel.argmin, bilevel.root, bilevel.fixed_point])
 def test_something_that_cannot_be_called_is_named(attach: Callable[..., Any]) -> None:
-    with refused("must be a function"):
+    with raises("must be a function"):
         attach(3.0, PHI, THETA)
 
 
@@ -105,13 +105,13 @@ def test_something_that_cannot_be_called_is_named(attach: Callable[..., Any]) ->
 def test_a_solver_of_impossible_numbers_is_refused_where_it_is_made(
     make: Callable[[], Any], message: str
 ) -> None:
-    with refused(message):
+    with raises(message):
         make()
 
 
 def test_a_problem_too_large_to_write_down_is_refused_before_it_is() -> None:
     theta = torch.zeros(9, dtype=F64)
-    with refused("Exact: the operator is 9 x 9"):
+    with raises("Exact: the operator is 9 x 9"):
         bilevel.implicit_grad(
             outer,
             lambda p, t: (t**2).sum() * p.sum(),

@@ -15,7 +15,7 @@ from tests.bilevel.products_cases import (
     F64,
     MODES,
     X,
-    close,
+    assert_near,
     dense,
 )
 
@@ -59,9 +59,9 @@ def test_compiled_functions_are_right_and_stay_compiled(compiled: Any) -> None:
     plain = lambda p, t: (X @ t).sin().mean() + p.sum()  # noqa: E731
     wanted = bilevel.implicit_grad(plain, _objective, phi, theta)
     for hvp in MODES:
-        close(bilevel.implicit_grad(outer, inner, phi, theta, hvp=hvp), wanted, hvp)
+        assert_near(bilevel.implicit_grad(outer, inner, phi, theta, hvp=hvp), wanted, hvp)
     problem = bilevel.ImplicitProblem(outer, inner)
-    close(
+    assert_near(
         problem.operator(phi, theta).to_dense(),
         dense(lambda t: _objective(phi, t), theta),
     )
@@ -70,8 +70,8 @@ def test_compiled_functions_are_right_and_stay_compiled(compiled: Any) -> None:
         torch.autograd.grad(bilevel.argmin(function, attached, theta).sum(), attached)[0]
         for function in (inner, _objective)
     ]
-    close(slopes[0], slopes[1])
-    close(
+    assert_near(slopes[0], slopes[1])
+    assert_near(
         torch.func.vmap(lambda p: bilevel.implicit_grad(outer, inner, p, theta))(phi[None])[0],
         wanted,
     )
@@ -100,4 +100,4 @@ def test_a_compiled_model_inside_gauss_newton_is_right(compiled: Any) -> None:
             split,
         )
     )
-    close(found, wanted)
+    assert_near(found, wanted)

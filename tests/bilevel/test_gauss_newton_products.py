@@ -21,7 +21,7 @@ from tests.bilevel.products_cases import (
     THETA,
     X,
     Y,
-    close,
+    assert_near,
     dense,
     flat,
     outer,
@@ -61,9 +61,9 @@ def test_gauss_newton_is_the_jacobian_around_the_hessian_of_the_loss() -> None:
         problem = bilevel.ImplicitProblem(outer, _whole, curvature=split, damping=0.5)
         wanted = jacobian.T @ middle @ jacobian + extra + 0.5 * torch.eye(len(extra), dtype=F64)
         operator = problem.operator(PHI, THETA)
-        close(operator.to_dense(), wanted)
+        assert_near(operator.to_dense(), wanted)
         block = normal(len(extra), 2, seed=16)
-        close(operator @ block, wanted @ block)
+        assert_near(operator @ block, wanted @ block)
 
 
 def test_gauss_newton_changes_the_curvature_and_keeps_the_mixed_derivative() -> None:
@@ -73,13 +73,13 @@ def test_gauss_newton_changes_the_curvature_and_keeps_the_mixed_derivative() -> 
     matrix = problem.operator(PHI, THETA).to_dense()
     slope = torch.func.grad(outer, 1)(PHI, THETA)
     adjoint = torch.linalg.solve(matrix, flat(slope))
-    close(flat(info.adjoint), adjoint, rtol=1e-8)
+    assert_near(flat(info.adjoint), adjoint, rtol=1e-8)
 
     def along(phi: Any) -> Tensor:
         return flat(torch.func.grad(_whole, 1)(phi, THETA)) @ adjoint
 
     mixed = torch.func.grad(along)(PHI)
-    close(flat(gradient), flat(torch.func.grad(outer)(PHI, THETA)) - flat(mixed), rtol=1e-8)
+    assert_near(flat(gradient), flat(torch.func.grad(outer)(PHI, THETA)) - flat(mixed), rtol=1e-8)
 
 
 def test_gauss_newton_is_positive_where_the_hessian_is_not() -> None:
@@ -118,7 +118,7 @@ def test_gauss_newton_is_the_hessian_of_a_linear_model() -> None:
         )
         for curve in (split, None)
     )
-    close(found, wanted)
+    assert_near(found, wanted)
 
 
 def test_a_leaf_that_the_model_does_not_use_has_no_curvature() -> None:
@@ -130,7 +130,7 @@ def test_a_leaf_that_the_model_does_not_use_has_no_curvature() -> None:
     found = problem.operator(normal(2, seed=21), theta).to_dense()
     rows = torch.func.jacrev(lambda t: t["a"] * t["z"])(theta)
     jacobian = torch.cat([rows[name] for name in theta], dim=1)  # type: ignore[index]
-    close(found, jacobian.T @ jacobian + 0.5 * torch.eye(7, dtype=F64))
+    assert_near(found, jacobian.T @ jacobian + 0.5 * torch.eye(7, dtype=F64))
 
 
 @pytest.mark.parametrize("regularizer", [None, _penalty])
@@ -143,7 +143,7 @@ def test_a_product_is_made_in_the_memory_it_is_given(regularizer: Any) -> None:
     found = operator.rows_into(rows, memory)
     assert found.data_ptr() == memory.data_ptr()
     assert torch.equal(rows, before)
-    close(found, operator.rows(rows))
+    assert_near(found, operator.rows(rows))
 
 
 @pytest.mark.parametrize("cube", [OnceDifferentiable, OutsideAutograd])

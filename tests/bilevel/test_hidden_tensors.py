@@ -21,7 +21,7 @@ from tests.bilevel.implicit_cases import (
     N,
     P,
     W,
-    close,
+    assert_near,
     condition,
     contraction,
     inner,
@@ -110,7 +110,7 @@ def test_frozen_parameters_are_no_such_tensors() -> None:
     with pytest.raises(bilevel.InputError, match="frozen"):
         solution(phi)
     layer.requires_grad_(False)
-    close(
+    assert_near(
         torch.autograd.grad(solution(phi).sum(), phi)[0],
         grad(lambda p: solution(p).sum())(PHI),
     )
@@ -131,7 +131,7 @@ def test_tensors_that_a_function_makes_for_itself_are_no_such_tensors() -> None:
         torch.autograd.grad(bilevel.argmin(function, phi, theta).sum(), phi)[0]
         for function in (penalised, written_out)
     )
-    close(found, wanted)
+    assert_near(found, wanted)
 
 
 def test_an_outer_objective_may_close_over_anything() -> None:
@@ -142,6 +142,6 @@ def test_an_outer_objective_may_close_over_anything() -> None:
         return bilevel.implicit_grad(objective, inner, PHI, theta)
 
     weights = normal(4, N, seed=16)
-    close(vmap(value)(weights), torch.stack([value(row) for row in weights]))
+    assert_near(vmap(value)(weights), torch.stack([value(row) for row in weights]))
     numeric = (value(weights[0] + 1e-6 * W) - value(weights[0] - 1e-6 * W)) / 2e-6
-    close(jvp(value, (weights[0],), (W,))[1], numeric, rtol=1e-6)
+    assert_near(jvp(value, (weights[0],), (W,))[1], numeric, rtol=1e-6)

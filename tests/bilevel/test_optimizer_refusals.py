@@ -1,4 +1,4 @@
-"""Parts, options and states that do not fit a loop are refused, and nothing changes."""
+"""Parts, options and states that do not fit a loop are raises, and nothing changes."""
 
 from __future__ import annotations
 

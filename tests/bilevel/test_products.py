@@ -18,7 +18,7 @@ from tests.bilevel.products_cases import (
     PHI,
     THETA,
     X,
-    close,
+    assert_near,
     dense,
     every_mode,
     flat,
@@ -39,10 +39,10 @@ def test_the_operator_is_the_hessian(hvp: HVP) -> None:
 
     wanted = dense(of_flat, flat(THETA)) + 0.25 * torch.eye(n, dtype=F64)
     operator = problem.operator(PHI, THETA)
-    close(operator.to_dense(), wanted, hvp)
-    close(flat(operator @ THETA), wanted @ flat(THETA), hvp)
+    assert_near(operator.to_dense(), wanted, hvp)
+    assert_near(flat(operator @ THETA), wanted @ flat(THETA), hvp)
     block = normal(n, 3, seed=3)
-    close(operator @ block, wanted @ block, hvp)
+    assert_near(operator @ block, wanted @ block, hvp)
 
 
 @every_mode
@@ -55,7 +55,7 @@ def test_the_hypergradient_is_the_same_however_products_are_made(
         outer, inner, PHI, THETA, damping=1.0, hvp=hvp, return_info=True,
         solver=solver, on_failure="ignore",
     )  # fmt: skip
-    close(flat(found), flat(wanted), hvp)
+    assert_near(flat(found), flat(wanted), hvp)
     assert info.hvp == ("reverse" if hvp == "auto" else hvp)
     assert info.solution.stats.products > 0
 
@@ -114,8 +114,8 @@ def test_an_objective_linear_in_theta_has_a_zero_hessian(hvp: HVP) -> None:
     problem = bilevel.ImplicitProblem(
         lambda p, t: (t**2).sum(), lambda p, t: (p.sin() * t).sum(), hvp=hvp, damping=2.0
     )
-    close(problem.operator(phi, theta).to_dense(), 2 * torch.eye(3, dtype=F64), hvp)
-    close(problem.implicit_grad(phi, theta), -phi.cos() * theta, hvp)
+    assert_near(problem.operator(phi, theta).to_dense(), 2 * torch.eye(3, dtype=F64), hvp)
+    assert_near(problem.implicit_grad(phi, theta), -phi.cos() * theta, hvp)
 
 
 @every_mode
@@ -126,12 +126,12 @@ def test_empty_and_scalar_thetas_have_products(hvp: HVP) -> None:
     theta = [torch.tensor(2.0, dtype=F64), torch.zeros(0, 3, dtype=F64)]
     phi = torch.tensor(2.0, dtype=F64)
     found = bilevel.implicit_grad(lambda p, t: t[0] ** 2, value, phi, theta, hvp=hvp)
-    close(found, torch.tensor(4.0, dtype=F64), hvp)
+    assert_near(found, torch.tensor(4.0, dtype=F64), hvp)
     nothing = torch.zeros(0, dtype=F64)
     found = bilevel.implicit_grad(
         lambda p, t: t.sum() + p**2, lambda p, t: (t**2).sum() * p, phi, nothing, hvp=hvp
     )
-    close(found, 2 * phi, hvp)
+    assert_near(found, 2 * phi, hvp)
 
 
 def _input_penalty(p: Tensor, t: Tensor) -> Tensor:
@@ -172,7 +172,7 @@ def test_a_gradient_penalty_inside_inner_is_differentiated_through(
         )
         for function in (penalised, by_hand)
     )
-    close(found, wanted, hvp)
+    assert_near(found, wanted, hvp)
     attached = phi.clone().requires_grad_()
     slopes = [
         torch.autograd.grad(
@@ -180,7 +180,7 @@ def test_a_gradient_penalty_inside_inner_is_differentiated_through(
         )[0]
         for function in (penalised, by_hand)
     ]
-    close(slopes[0], slopes[1])
+    assert_near(slopes[0], slopes[1])
 
 
 def test_forward_over_reverse_refuses_a_gradient_penalty() -> None:
@@ -211,4 +211,4 @@ def test_one_dropout_mask_is_seen_by_the_adjoint_the_hessian_and_the_mixed_produ
     )
     # Everything is diagonal: v = d_t outer / H, and the answer is -(d_t d_p inner) v.
     adjoint = 2 * mask**2 * theta / (2 * mask**2 * phi**2 + 1)
-    close(found, -(4 * mask**2 * phi * theta - 1) * adjoint, hvp, rtol=1e-7)
+    assert_near(found, -(4 * mask**2 * phi * theta - 1) * adjoint, hvp, rtol=1e-7)

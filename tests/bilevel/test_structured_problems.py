@@ -16,7 +16,7 @@ from tests.bilevel.implicit_cases import (
     PHIS,
     SCALE,
     W,
-    close,
+    assert_near,
     inner,
 )
 from tests.bilevel.problems import normal
@@ -35,17 +35,19 @@ def test_an_inner_problem_may_contain_another() -> None:
     theta = phi / 1.5  # 2 (t - p) + t = 0
     thirds = torch.full((2,), 2 / 3, dtype=F64)
     found = bilevel.implicit_grad(lambda p, t: t.sum(), upper, phi, theta)
-    close(found, thirds)
+    assert_near(found, thirds)
     solver = bilevel.CG(rtol=1e-12)
-    close(bilevel.implicit_grad(lambda p, t: t.sum(), upper, phi, theta, solver=solver), thirds)
-    close(grad(lambda p: bilevel.argmin(upper, p, theta).sum())(phi), thirds)
+    assert_near(
+        bilevel.implicit_grad(lambda p, t: t.sum(), upper, phi, theta, solver=solver), thirds
+    )
+    assert_near(grad(lambda p: bilevel.argmin(upper, p, theta).sum())(phi), thirds)
     assert gradcheck(
         lambda p: bilevel.argmin(upper, p, (p / 1.5).detach()), phi.clone().requires_grad_()
     )
     per_problem = vmap(
         lambda p, t: bilevel.implicit_grad(lambda p, t: t.sum(), upper, p.view(1), t.view(1))
     )
-    close(per_problem(phi, theta).squeeze(1), thirds)
+    assert_near(per_problem(phi, theta).squeeze(1), thirds)
 
 
 def test_a_model_called_through_functional_call_works_under_every_transform() -> None:
@@ -69,7 +71,7 @@ def test_a_model_called_through_functional_call_works_under_every_transform() ->
     slope = grad(value)
     together = vmap(slope, (0, None, 0))(points, theta, inputs)
     apart = [slope(p, theta, rows) for p, rows in zip(points, inputs, strict=True)]
-    close(together, torch.stack(apart))
+    assert_near(together, torch.stack(apart))
     with_info = bilevel.implicit_grad(
         lambda p, t, *rest: torch.cat([leaf.reshape(-1) for leaf in t.values()]).square().sum(),
         loss,
@@ -78,8 +80,8 @@ def test_a_model_called_through_functional_call_works_under_every_transform() ->
         inner_args=(x, labels),
         damping=1.0,
     )
-    close(with_info, slope(phi, theta, x))
-    close(jacfwd(value)(phi, theta, x), with_info)
+    assert_near(with_info, slope(phi, theta, x))
+    assert_near(jacfwd(value)(phi, theta, x), with_info)
 
 
 def test_arguments_may_be_integers_masks_strings_and_none() -> None:
@@ -98,11 +100,11 @@ def test_arguments_may_be_integers_masks_strings_and_none() -> None:
 
     phi, scale = PHI.clone().requires_grad_(), SCALE.clone().requires_grad_()
     found = torch.autograd.grad(attached(phi, scale).sum(), (phi, scale), create_graph=True)
-    close(found, grad(lambda phi, scale: attached(phi, scale).sum(), (0, 1))(PHI, SCALE))
+    assert_near(found, grad(lambda phi, scale: attached(phi, scale).sum(), (0, 1))(PHI, SCALE))
     torch.autograd.grad((found[0].sum(), found[1]), (phi, scale))
     tangent = jvp(attached, (PHI, SCALE), (PHI, SCALE))[1]
     numeric = found[0] @ PHI + found[1] * SCALE
-    close(tangent.sum(), numeric.detach())
+    assert_near(tangent.sum(), numeric.detach())
     indices = torch.stack([index, index.flip(0)])
     together = vmap(
         grad(
@@ -112,7 +114,7 @@ def test_arguments_may_be_integers_masks_strings_and_none() -> None:
         ),
         (None, 0),
     )(PHI, indices)
-    close(together[0], found[0].detach())
+    assert_near(together[0], found[0].detach())
 
 
 def test_the_same_dropout_mask_is_drawn_under_vmap_as_in_the_loop() -> None:
@@ -125,6 +127,6 @@ def test_the_same_dropout_mask_is_drawn_under_vmap_as_in_the_loop() -> None:
     torch.manual_seed(0)
     together = vmap(slope, randomness="same")(PHIS)
     torch.manual_seed(0)
-    close(together, torch.stack([slope(phi) for phi in PHIS]))
+    assert_near(together, torch.stack([slope(phi) for phi in PHIS]))
     torch.manual_seed(1)
     assert not torch.allclose(together, torch.stack([slope(phi) for phi in PHIS]))
