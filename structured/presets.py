@@ -151,6 +151,8 @@ ALL_METHODS: Mapping[str, str] = {
     "NCE": "nce",
     "InfNet": "infnet",
     "InfNet+ separate": "infnet_plus",
+    "InfNet+ shared": "infnet_plus: parameterization=shared",
+    "InfNet+ stacked": "infnet_plus: parameterization=stacked",
     "SEAL static": "seal: mode=static",
     "SEAL dynamic": "seal: mode=dynamic",
     "iALEN": "ialen",
