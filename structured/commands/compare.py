@@ -10,6 +10,7 @@ import typer
 
 from structured.commands import options, specs
 from structured.commands.failures import FAILURE, INTERRUPTED, bad_usage
+from structured.commands.groups import spread
 from structured.commands.output import WIDTH, print_json, print_table, say
 from structured.presets import setting, shown
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from structured.search import Trial
 
 
+@spread
 def compare(
     context: typer.Context,
     method: Annotated[
@@ -96,37 +98,11 @@ def compare(
         bool, typer.Option(help="Write pictures (PNG) of the comparison and of the first seed.")
     ] = True,
     as_json: options.Json = False,
-    data: options.Data = "digits",
-    split: options.SplitName = None,
-    validation_fraction: options.ValidationFraction = 0.2,
-    download: options.Download = True,
-    epochs: options.Epochs = None,
-    batch_size: options.BatchSize = None,
-    patience: options.Patience = None,
-    monitor: options.Monitor = None,
-    last_phase_only: options.LastPhaseOnly = None,
-    average: options.Average = None,
-    refit: options.Refit = None,
-    device: options.Device = None,
-    threads: options.Threads = None,
-    mixed_precision: options.MixedPrecision = None,
-    checkpoint_seconds: options.CheckpointSeconds = None,
-    log_steps: options.LogSteps = None,
-    tensorboard: options.TensorBoard = None,
-    hidden: options.Hidden = None,
-    dropout: options.Dropout = None,
-    input_dropout: options.InputDropout = None,
-    activation: options.Activation = None,
-    energy_hidden: options.EnergyHidden = None,
-    energy_activation: options.EnergyActivation = None,
-    global_size: options.GlobalSize = None,
-    cardinality: options.Cardinality = None,
-    standardize: options.Standardize = None,
-    labels: options.LabelList = None,
-    n_features: options.NFeatures = None,
-    n_labels: options.NLabels = None,
-    features_from: options.FeaturesFrom = None,
-    labels_from: options.LabelsFrom = None,
+    *,
+    inputs: options.Inputs,
+    settings: options.Settings,
+    sizes: options.Sizes,
+    reading: options.Reading,
 ) -> None:
     """Train several methods with several seeds and print one table of their test scores.
 
@@ -144,11 +120,11 @@ def compare(
     from structured.progress import say_above
     from structured.workers import default_jobs
 
-    prepared = prepare(context.params)
+    prepared = prepare(seed, inputs, settings, sizes, reading)
     training, validation, test = prepared.parts
-    chosen = specs.chosen_methods(method or [], methods, data)
-    count = seeds or setting("comparison", "seeds", data)
-    candidates = trials or setting("comparison", "trials", data)
+    chosen = specs.chosen_methods(method or [], methods, inputs.data)
+    count = seeds or setting("comparison", "seeds", inputs.data)
+    candidates = trials or setting("comparison", "trials", inputs.data)
     folder = output or Path("runs", folder_name(f"compare-{training.name}"))
     claim(folder, resume, COMPARISON)
     searched = f", after a search of {candidates} trials each" if candidates > 1 else ""
@@ -193,7 +169,7 @@ def compare(
                 folder=folder,
                 resume=resume,
                 jobs=jobs or default_jobs(prepared.config.torch_device()),
-                threads=threads or 1,
+                threads=settings.threads or 1,
                 command=_command(context),
                 on_run=note,
                 on_trial=note_trial,

@@ -9,7 +9,8 @@ import typer
 
 from structured.commands import options
 from structured.commands.failures import OneLineGroup, UsageError
-from structured.commands.inputs import Reading, open_data, open_files
+from structured.commands.groups import spread
+from structured.commands.inputs import open_data, open_files
 from structured.commands.output import print_json, print_table, say
 
 if TYPE_CHECKING:
@@ -62,20 +63,17 @@ def list_sets(as_json: options.Json = False) -> None:
 
 
 @app.command()
+@spread
 def show(
     source: Annotated[
         str, typer.Argument(help="A known data set, or an .npz, ARFF or LIBSVM file.")
     ],
-    labels: options.LabelList = None,
-    n_features: options.NFeatures = None,
-    n_labels: options.NLabels = None,
-    features_from: options.FeaturesFrom = None,
-    labels_from: options.LabelsFrom = None,
+    *,
+    reading: options.Reading,
     download: options.Download = True,
     as_json: options.Json = False,
 ) -> None:
     """Show the statistics, the splits and the most frequent labels of a data set."""
-    reading = Reading(labels, n_features, n_labels, features_from, labels_from)
     found = describe(open_data(source, reading, download=download))
     if as_json:
         print_json(found)
@@ -85,6 +83,7 @@ def show(
 
 
 @app.command()
+@spread
 def convert(
     files: Annotated[
         list[Path],
@@ -103,11 +102,8 @@ def convert(
         str | None,
         typer.Option(help="The name of the data set.", show_default="that of the file"),
     ] = None,
-    labels: options.LabelList = None,
-    n_features: options.NFeatures = None,
-    n_labels: options.NLabels = None,
-    features_from: options.FeaturesFrom = None,
-    labels_from: options.LabelsFrom = None,
+    *,
+    reading: options.Reading,
     as_json: options.Json = False,
 ) -> None:
     """Convert ARFF (with Mulan's XML list of labels) or LIBSVM files to one .npz file."""
@@ -115,7 +111,6 @@ def convert(
 
     if output.suffix != ".npz":
         raise UsageError(f"--output is {output}; its name must end in .npz")
-    reading = Reading(labels, n_features, n_labels, features_from, labels_from)
     data = open_files(files, reading, name=name)
     write_npz(data, output)
     if as_json:

@@ -9,11 +9,13 @@ from typing import Annotated
 import typer
 
 from structured.commands import options
-from structured.commands.inputs import Reading, open_data
+from structured.commands.groups import spread
+from structured.commands.inputs import open_data
 from structured.commands.output import print_json, print_table
 from structured.errors import DataError
 
 
+@spread
 def evaluate(
     run: Annotated[Path, typer.Argument(help="The folder of a finished run.", show_default=False)],
     data: Annotated[
@@ -29,11 +31,8 @@ def evaluate(
     ] = None,
     as_json: options.Json = False,
     download: options.Download = True,
-    labels: options.LabelList = None,
-    n_features: options.NFeatures = None,
-    n_labels: options.NLabels = None,
-    features_from: options.FeaturesFrom = None,
-    labels_from: options.LabelsFrom = None,
+    *,
+    reading: options.Reading,
 ) -> None:
     """Score a trained model under the four decoders.
 
@@ -79,7 +78,6 @@ def evaluate(
             held_out=trained.held_out,
         )
     else:
-        reading = Reading(labels, n_features, n_labels, features_from, labels_from)
         rows = open_data(data, reading, download=download)
         X = trained.features(rows.X, rows.feature_names)
         probabilities = trained.predict(X)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from structured.commands.options import Reading
 from structured.errors import DataError
 
 if TYPE_CHECKING:
@@ -29,25 +29,6 @@ MADE_SPLIT = "stratified3"
 """The split that a data set without any of its own gets: 60, 20 and 20 percent, stratified."""
 
 
-@dataclass(frozen=True)
-class Reading:
-    """What the files themselves do not say.
-
-    Args:
-        labels: The XML list of labels of ARFF files; by default beside them, named alike.
-        n_features: The number of features of LIBSVM files; by default the largest index decides.
-        n_labels: The number of labels of LIBSVM files; by default the largest label decides.
-        features_from: 0 or 1, the index of the first feature of LIBSVM files.
-        labels_from: 0 or 1, the number of the first label of LIBSVM files.
-    """
-
-    labels: Path | None = None
-    n_features: int | None = None
-    n_labels: int | None = None
-    features_from: int | None = None
-    labels_from: int | None = None
-
-
 def file_format(path: Path) -> str | None:
     """Return "npz", "arff" or "libsvm" by the file's name, None if it says nothing.
 
@@ -66,7 +47,7 @@ def is_file(source: str) -> bool:
 
 
 def open_data(
-    source: str, reading: Reading = Reading(), *, download: bool = True, progress: bool = True
+    source: str, reading: Reading, *, download: bool = True, progress: bool = True
 ) -> MultiLabelData:
     """Return a data set by its name or from one file.
 
@@ -93,7 +74,7 @@ def open_data(
 
 
 def open_files(
-    paths: Sequence[Path], reading: Reading = Reading(), *, name: str | None = None
+    paths: Sequence[Path], reading: Reading, *, name: str | None = None
 ) -> MultiLabelData:
     """Return one data set from one file, or from one file for each part of a split.
 

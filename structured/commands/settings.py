@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structured.commands.failures import UsageError, bad_usage
-from structured.commands.inputs import Reading, is_file, open_data, with_usable_split
+from structured.commands.inputs import is_file, open_data, with_usable_split
+from structured.commands.options import Inputs, Reading, Settings, Sizes
 from structured.errors import CheckpointError
 from structured.presets import BASE, setting
 
@@ -96,11 +97,17 @@ class Prepared:
     config: TrainConfig
 
 
-def prepare(options: Mapping[str, Any]) -> Prepared:
+def prepare(
+    seed: int, inputs: Inputs, settings: Settings, sizes: Sizes, reading: Reading
+) -> Prepared:
     """Open the data, make the configurations and set the threads, for `train` or `compare`.
 
     Args:
-        options: By name; None stands for the default of the data set.
+        seed: Of the run, or of the first one.
+        inputs: The data and their split.
+        settings: None stands for the default of the data set, as in `sizes`.
+        sizes: Of the network and of the energy.
+        reading: What the files of the data do not say.
 
     Raises:
         DataError: The data cannot be used.
@@ -112,23 +119,17 @@ def prepare(options: Mapping[str, Any]) -> Prepared:
     from structured.models import ModelConfig
     from structured.train_config import TrainConfig
 
-    name = options["data"]
-    values = {
-        part: {key: _or_default(options.get(key), part, key, name) for key in BASE[part]}
-        for part in ("model", "training")
-    }
-    threads = _or_default(options.get("threads"), "machine", "threads", name)
+    name = inputs.data
+    threads = _chosen("machine", settings, name)["threads"]
     if threads is not None:
         torch.set_num_threads(threads)
     with bad_usage():
-        model = ModelConfig.from_dict(values["model"])
-        config = TrainConfig.from_dict({**values["training"], "seed": options["seed"]})
+        model = ModelConfig.from_dict(_chosen("model", sizes, name))
+        config = TrainConfig.from_dict({**_chosen("training", settings, name), "seed": seed})
         config.torch_device()
-    fields = Reading.__dataclass_fields__
-    reading = Reading(**{key: options[key] for key in fields})
-    data = open_data(name, reading, download=options["download"])
-    data, split = with_usable_split(data, options["split"])
-    fraction = options["validation_fraction"]
+    data = open_data(name, reading, download=inputs.download)
+    data, split = with_usable_split(data, inputs.split)
+    fraction = inputs.validation_fraction
     source = Source(
         # The command that opens them again may run elsewhere.
         data=str(Path(name).resolve()) if is_file(name) else name,
@@ -162,7 +163,10 @@ def claim(folder: Path, resume: bool, holds: str) -> None:
         )
 
 
-def _or_default(value: Any, part: str, key: str, data: str) -> Any:
-    # Options that can be repeated are empty, not None, where they were not given.
-    absent = value is None or (isinstance(value, list | tuple) and not value)
-    return setting(part, key, data) if absent else value
+def _chosen(part: str, given: Settings | Sizes, data: str) -> dict[str, Any]:
+    """What was given of a part of `BASE`, with the defaults of the data set for the rest."""
+    values = {name: getattr(given, name) for name in BASE[part]}
+    return {
+        name: setting(part, name, data) if value is None else value
+        for name, value in values.items()
+    }

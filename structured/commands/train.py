@@ -9,11 +9,12 @@ import typer
 
 from structured.commands import options, specs
 from structured.commands.failures import INTERRUPTED, bad_usage
+from structured.commands.groups import spread
 from structured.commands.output import print_json, print_table, say
 
 
+@spread
 def train(
-    context: typer.Context,
     method: Annotated[
         str, typer.Option("--method", "-m", metavar="METHOD", help=f"How to train. {specs.HELP}")
     ] = "implicit",
@@ -33,37 +34,11 @@ def train(
         bool, typer.Option("--plots", help="Write pictures (PNG) into the folder of the run.")
     ] = False,
     as_json: options.Json = False,
-    data: options.Data = "digits",
-    split: options.SplitName = None,
-    validation_fraction: options.ValidationFraction = 0.2,
-    download: options.Download = True,
-    epochs: options.Epochs = None,
-    batch_size: options.BatchSize = None,
-    patience: options.Patience = None,
-    monitor: options.Monitor = None,
-    last_phase_only: options.LastPhaseOnly = None,
-    average: options.Average = None,
-    refit: options.Refit = None,
-    device: options.Device = None,
-    threads: options.Threads = None,
-    mixed_precision: options.MixedPrecision = None,
-    checkpoint_seconds: options.CheckpointSeconds = None,
-    log_steps: options.LogSteps = None,
-    tensorboard: options.TensorBoard = None,
-    hidden: options.Hidden = None,
-    dropout: options.Dropout = None,
-    input_dropout: options.InputDropout = None,
-    activation: options.Activation = None,
-    energy_hidden: options.EnergyHidden = None,
-    energy_activation: options.EnergyActivation = None,
-    global_size: options.GlobalSize = None,
-    cardinality: options.Cardinality = None,
-    standardize: options.Standardize = None,
-    labels: options.LabelList = None,
-    n_features: options.NFeatures = None,
-    n_labels: options.NLabels = None,
-    features_from: options.FeaturesFrom = None,
-    labels_from: options.LabelsFrom = None,
+    *,
+    inputs: options.Inputs,
+    settings: options.Settings,
+    sizes: options.Sizes,
+    reading: options.Reading,
 ) -> None:
     """Train one method with one seed, and score it on the test part under the four decoders.
 
@@ -77,8 +52,8 @@ def train(
     from structured.run_folder import DESCRIPTION
     from structured.training import train as run
 
-    parsed = specs.parse_method(method, data)
-    prepared = prepare(context.params)
+    parsed = specs.parse_method(method, inputs.data)
+    prepared = prepare(seed, inputs, settings, sizes, reading)
     training, validation, test = prepared.parts
     folder = output or Path("runs", folder_name(f"{training.name}-{parsed.name}-seed{seed}"))
     claim(folder, resume, DESCRIPTION)

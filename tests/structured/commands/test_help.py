@@ -60,6 +60,15 @@ def test_help_documents_every_option_and_its_default(words: Sequence[str]) -> No
     assert flat.count("[default:") == len(shown)
 
 
+@pytest.mark.parametrize("word", ["train", "compare"])
+def test_an_option_for_a_setting_shows_the_default_of_that_setting(word: str) -> None:
+    parameters = cast(Any, typer.main.get_command(app)).commands[word].params
+    shown = {parameter.name: parameter.show_default for parameter in parameters}
+    for part in ("model", "training", "machine"):
+        for name in presets.BASE[part]:
+            assert shown[name] == presets.shown(part, name)
+
+
 def test_the_defaults_that_help_shows_are_those_in_force() -> None:
     assert ModelConfig.from_dict(presets.BASE["model"]) == ModelConfig()
     assert TrainConfig.from_dict(presets.BASE["training"]) == TrainConfig()
