@@ -212,6 +212,6 @@ def _command(context: typer.Context) -> str:
         if isinstance(value, bool):
             words.append(option.opts[0] if value else option.secondary_opts[0])
         else:
-            for item in value if isinstance(value, list) else [value]:
+            for item in value if isinstance(value, list | tuple) else [value]:
                 words += [option.opts[0], str(item)]
     return shlex.join(words)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
+import typer.main
 
+from structured.commands.app import app
+from structured.commands.compare import _command
 from structured.commands.failures import UsageError
 from structured.commands.pictures import pictured
 from structured.commands.specs import chosen_methods
@@ -49,6 +54,18 @@ def test_compare_prints_a_table_and_verdicts_and_writes_pictures(
     assert again["pictures"] == []
     assert again["runs"] == values["runs"]
     assert ok("evaluate", folder / "implicit-margin/seed1").exit_code == 0
+
+
+@pytest.mark.parametrize("kept", [list, tuple])
+def test_the_command_is_noted_as_it_was_given_however_typer_keeps_what_is_repeated(
+    kept: type,
+) -> None:
+    command = cast(Any, typer.main.get_command(app)).commands["compare"]
+    words = ["--method", "spen", "--method", "dvn: lr=1", "--no-refit", "--hidden", "3"]
+    context = command.make_context("structured compare", [*words, "--jobs", "2"])
+    for name in ("method", "hidden"):
+        context.params[name] = kept(context.params[name])
+    assert _command(context) == shlex.join(["structured", "compare", *words])
 
 
 def test_all_is_every_method_there_is() -> None:
