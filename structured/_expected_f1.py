@@ -157,12 +157,17 @@ def best_from_samples(held: Tensor, weights: Tensor) -> Tensor:
         return torch.zeros_like(marginal)
     # The likeliest labels alone give a value, and with it the size above which none can win.
     few = min(useful, _FIRST_LIMIT)
-    _, value = _best_number(samples.of(marginal.topk(few, dim=-1).indices), few)
-    mean = marginal.sum(dim=-1, keepdim=True)
-    largest = int(_farthest(mean, value, useful).amax())
-    labels = _possible(samples, marginal, largest)
-    samples = samples.of(labels)
-    size, _ = _best_number(samples, largest)
+    labels = marginal.topk(few, dim=-1).indices
+    likeliest = samples.of(labels)
+    size, value = _best_number(likeliest, few)
+    if few == useful:
+        samples = likeliest
+    else:
+        mean = marginal.sum(dim=-1, keepdim=True)
+        largest = int(_farthest(mean, value, useful).amax())
+        labels = _possible(samples, marginal, largest)
+        samples = samples.of(labels)
+        size, _ = _best_number(samples, largest)
     worth = samples.worth(size).squeeze(1)
     ordered = worth.topk(int(size.max()), dim=-1).indices
     taken = torch.arange(ordered.shape[-1], device=held.device) < size

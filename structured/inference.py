@@ -2,6 +2,7 @@
 
 The energy is given as a function of y alone, ``energy_fn(y [..., B, *event]) -> [..., B]``, such as
 ``lambda y: energy(x, y)``. Every example moves by its own gradient: batching changes nothing.
+Where the gradient has a formula, a `SlopedEnergy` brings it along.
 """
 
 from __future__ import annotations
@@ -18,6 +19,48 @@ from structured._space import Space, mirror_dual_step
 EnergyFunction = Callable[[Tensor], Tensor]
 # (state, gradient, rate) -> next state
 _Step = Callable[[Tensor, Tensor, float], Tensor]
+
+
+@dataclass(frozen=True)
+class SlopedEnergy:
+    """An energy with a formula for its gradient, so that inference differentiates nothing.
+
+    Args:
+        value: y to energies, ``[..., B, *event] -> [..., B]``.
+        slope: y to each example's gradient, of the shape of y.
+
+    Example:
+        >>> import torch
+        >>> from structured.spaces import Labels
+        >>> bowl = SlopedEnergy(lambda y: y.square().sum(dim=-1), lambda y: 2.0 * y)
+        >>> projected_gradient(bowl, torch.ones(1, 2), Labels(2), steps=1, rate=0.25).point
+        tensor([[0.5000, 0.5000]])
+    """
+
+    value: EnergyFunction
+    slope: Callable[[Tensor], Tensor]
+
+    def __call__(self, y: Tensor) -> Tensor:
+        """Return the energies, ``[..., B]``."""
+        return self.value(y)
+
+
+def energy_gradient(energy_fn: EnergyFunction, point: Tensor) -> Tensor:
+    """Return each example's gradient, by the energy's formula if it has one.
+
+    Args:
+        energy_fn: y to energies.
+        point: ``[..., B, *event]``.
+
+    Example:
+        >>> import torch
+        >>> energy_gradient(lambda y: y.square().sum(dim=-1), torch.tensor([[0.5, 1.0]]))
+        tensor([[1., 2.]])
+    """
+    if isinstance(energy_fn, SlopedEnergy):
+        return energy_fn.slope(point)
+    # torch.func.grad, not autograd.grad: it also works inside another torch.func transform.
+    return torch.func.grad(lambda y: energy_fn(y).sum())(point)
 
 
 @dataclass(frozen=True)
@@ -229,16 +272,22 @@ def _accelerated(
 def _gradient(energy_fn: EnergyFunction, point: Tensor) -> tuple[Tensor, Tensor]:
     """Return each example's gradient and energy, differentiable when gradients are enabled."""
 
-    def total(y: Tensor) -> tuple[Tensor, Tensor]:
+    def checked(y: Tensor) -> Tensor:
         energy = energy_fn(y)
         if energy.shape != y.shape[: energy.ndim] or energy.ndim == 0 or energy.ndim >= y.ndim:
             raise ValueError(
                 f"energy_fn: returned shape {tuple(energy.shape)} for points of shape "
                 f"{tuple(y.shape)}, wanted one value per example; do not sum over the batch"
             )
+        return energy
+
+    if isinstance(energy_fn, SlopedEnergy):
+        return energy_fn.slope(point), checked(point)
+
+    def total(y: Tensor) -> tuple[Tensor, Tensor]:
+        energy = checked(y)
         return energy.sum(), energy
 
-    # torch.func.grad, not autograd.grad: it also works inside another torch.func transform.
     return torch.func.grad(total, has_aux=True)(point)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +39,14 @@ class Coupling(nn.Module, ABC):
             p: points of the hypercube, ``[..., B, L]``.
         """
 
+    @abstractmethod
+    def slope(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        """Return ``p -> dcoupling/dp``, ``[..., B, L]``; what depends on x alone is computed now.
+
+        Args:
+            x: inputs, ``[B, D]``.
+        """
+
 
 class NoCoupling(Coupling):
     """Zero: the energy is ``-<u, p>`` alone, the paper's unary model.
@@ -57,6 +66,9 @@ class NoCoupling(Coupling):
 
     def forward(self, x: Tensor, p: Tensor) -> Tensor:
         return p.new_zeros(p.shape[:-1])
+
+    def slope(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        return torch.zeros_like
 
 
 class PairwiseCoupling(Coupling):
@@ -94,6 +106,9 @@ class PairwiseCoupling(Coupling):
     def forward(self, x: Tensor, p: Tensor) -> Tensor:
         return 0.5 * (p @ self.factors).square().sum(dim=-1)
 
+    def slope(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda p: (p @ self.factors) @ self.factors.T
+
 
 class NetworkCoupling(Coupling):
     """``c'softplus(C p + d)`` with c of either sign: the global term of a SPEN; not convex.
@@ -127,6 +142,9 @@ class NetworkCoupling(Coupling):
 
     def forward(self, x: Tensor, p: Tensor) -> Tensor:
         return functional.softplus(self.layer(p)) @ self.weight
+
+    def slope(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        return lambda p: (torch.sigmoid(self.layer(p)) * self.weight) @ self.layer.weight
 
 
 class ConvexCoupling(Coupling):
@@ -180,6 +198,17 @@ class ConvexCoupling(Coupling):
         second = functional.softplus(hidden + self.skip(p))
         return second @ functional.softplus(self.raw_weight)
 
+    def slope(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        inner, weight = functional.softplus(self.raw_inner), functional.softplus(self.raw_weight)
+
+        def at(p: Tensor) -> Tensor:
+            first = self.first(p)
+            second = torch.sigmoid(functional.softplus(first) @ inner.T + self.skip(p)) * weight
+            through = (second @ inner) * torch.sigmoid(first)
+            return through @ self.first.weight + second @ self.skip.weight
+
+        return at
+
 
 class InputCoupling(Coupling):
     """``1/2 sum_m w_m(x) (c_m'p)^2`` with weights w in (0, 1): which couplings hold depends on x.
@@ -221,8 +250,14 @@ class InputCoupling(Coupling):
         return _squared_norm(self.directions)
 
     def forward(self, x: Tensor, p: Tensor) -> Tensor:
-        weights = torch.sigmoid(self.gates(x if self.scaling is None else self.scaling(x)))
-        return 0.5 * (weights * (p @ self.directions.T).square()).sum(dim=-1)
+        return 0.5 * (self._weights(x) * (p @ self.directions.T).square()).sum(dim=-1)
+
+    def slope(self, x: Tensor) -> Callable[[Tensor], Tensor]:
+        weights = self._weights(x)
+        return lambda p: (weights * (p @ self.directions.T)) @ self.directions
+
+    def _weights(self, x: Tensor) -> Tensor:
+        return torch.sigmoid(self.gates(x if self.scaling is None else self.scaling(x)))
 
 
 def _directions(labels: int, count: int) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from structured.errors import StructuredError
 from structured.fenchel_young.regularizers import Regularizer, SquaredNorm
-from structured.inference import EnergyFunction
+from structured.inference import EnergyFunction, energy_gradient
 from structured.losses.fenchel_young import fenchel_young
 from structured.spaces import Space
 
@@ -140,7 +140,7 @@ class GeneralizedFenchelYoung:
         """
         point = point.detach()
         with torch.no_grad():
-            theta = -torch.func.grad(lambda p: energy_fn(p).sum())(point)
+            theta = -energy_gradient(energy_fn, point)
             best = self.regularizer.linear(theta, self.space)
             dims = tuple(range(-self.space.event_dims, 0))
             values = (self.regularizer.value(p, self.space) for p in (point, best))

@@ -8,7 +8,13 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from structured.inference import EnergyFunction, mirror_descent, projected_gradient
+from structured.inference import (
+    EnergyFunction,
+    SlopedEnergy,
+    energy_gradient,
+    mirror_descent,
+    projected_gradient,
+)
 from structured.losses.fenchel_young import (
     binary_negative_entropy,
     half_squared_norm,
@@ -103,9 +109,10 @@ class SquaredNorm(Regularizer):
         steps: int,
         accelerated: bool,
     ) -> Tensor:
-        def objective(point: Tensor) -> Tensor:
-            return energy_fn(point) + self.value(point, space)
-
+        objective = SlopedEnergy(
+            lambda point: energy_fn(point) + self.value(point, space),
+            lambda point: energy_gradient(energy_fn, point) + self.weight * point,
+        )
         rate = 1.0 / (self.weight + curvature)
         return projected_gradient(
             objective, start, space, steps=steps, rate=rate, accelerated=accelerated

@@ -52,8 +52,9 @@ class GraphEnergy(nn.Module):
                 f"pairs: found {pairs}, wanted at most {len(first)} of {labels} labels"
             )
         graph = LabelGraph(labels, torch.tensor(first, dtype=torch.long).reshape(-1, 2))
-        self.register_buffer("pairs", graph.pairs)
-        self.register_buffer("appearance", graph.appearance)
+        self.register_buffer("pairs", graph.pairs.clone())
+        self.register_buffer("appearance", graph.appearance.clone())
+        self._graph = graph
         self.couplings = nn.Parameter(torch.zeros(pairs))
         self.global_term = NetworkCoupling(graph.size, size)
         nn.init.zeros_(self.global_term.weight)
@@ -61,7 +62,12 @@ class GraphEnergy(nn.Module):
     @property
     def graph(self) -> LabelGraph:
         """Labels and pairs."""
-        return LabelGraph(self.labels, self.pairs, self.appearance)
+        # Loading weights or moving the module changes the buffers, but seldom: checking whether
+        # they are those of the last graph is much cheaper than making it again.
+        known = (self._graph.pairs, self._graph.appearance)
+        if not all(map(_same, known, (self.pairs, self.appearance))):
+            self._graph = LabelGraph(self.labels, self.pairs.clone(), self.appearance.clone())
+        return self._graph
 
     def connect(self, pairs: Tensor) -> None:
         """Choose the pairs, ``[P, 2]``, in place."""
@@ -79,3 +85,8 @@ class GraphEnergy(nn.Module):
         """Return logits of labels ``[..., B, L]`` with J beside them, ``[..., B, L + P]``."""
         pairs = self.couplings.expand(*logits.shape[:-1], -1)
         return torch.cat([logits, pairs], dim=-1)
+
+
+def _same(first: Tensor, second: Tensor) -> bool:
+    alike = first.dtype == second.dtype and first.device == second.device
+    return alike and torch.equal(first, second)

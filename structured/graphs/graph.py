@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -74,18 +75,30 @@ class LabelGraph:
         """L + P, the length of beliefs."""
         return self.labels + len(self.pairs)
 
+    @cached_property
+    def ends(self) -> tuple[Tensor, Tensor]:
+        """The first and the second label of each pair, both ``[P]``."""
+        first, second = self.pairs.T.contiguous().unbind()
+        return first, second
+
+    def at_ends(self, single: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what labels have, ``[..., L]``, for both labels of each pair, ``[..., P]``."""
+        first, second = self.ends
+        return single.index_select(-1, first), single.index_select(-1, second)
+
     def beliefs(self, y: Tensor) -> Tensor:
         """Return the beliefs of independent labels, at 0 and 1 those of a label set.
 
         Args:
             y: ``[..., L]`` in [0, 1].
         """
-        return torch.cat([y, y[..., self.pairs[:, 0]] * y[..., self.pairs[:, 1]]], dim=-1)
+        first, second = self.at_ends(y)
+        return torch.cat([y, first * second], dim=-1)
 
     def tables(self, beliefs: Tensor) -> tuple[Tensor, Tensor]:
         """Return all entries: of labels ``[..., L, 2]`` and of pairs ``[..., P, 2, 2]``."""
         single, both = beliefs[..., : self.labels], beliefs[..., self.labels :]
-        first, second = single[..., self.pairs[:, 0]], single[..., self.pairs[:, 1]]
+        first, second = self.at_ends(single)
         entries = [1.0 - first - second + both, second - both, first - both, both]
         pairs = torch.stack(entries, dim=-1).unflatten(-1, (2, 2))
         return torch.stack([1.0 - single, single], dim=-1), pairs
@@ -104,7 +117,7 @@ class LabelGraph:
         single, pairs = self.tables(beliefs)
         rho = self.appearance.to(beliefs.dtype)
         degree = beliefs.new_zeros(self.labels)
-        for end in self.pairs.unbind(dim=1):
+        for end in self.ends:
             degree = degree.index_add(0, end, rho)
         of_labels = ((1.0 - degree) * _entropy(single)).sum(dim=-1)
         return of_labels + (rho * _entropy(pairs.flatten(-2))).sum(dim=-1)

@@ -11,9 +11,11 @@ from torch import Tensor
 from structured.graphs.graph import LabelGraph
 from structured.graphs.oracles import best_labels, linear_program
 from structured.graphs.sum_product import sum_product
+from structured.inference import energy_gradient
 
 BeliefFunction = Callable[[Tensor], Tensor]
-"""``[..., B, L + P] -> [..., B]``, one value for each example; HIGH is good."""
+"""``[..., B, L + P] -> [..., B]``, one value for each example; HIGH is good. A
+`structured.inference.SlopedEnergy` brings the formula of its gradient along."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def frank_wolfe(
         return value + entropy * graph.entropy(beliefs) if entropy else value
 
     def towards(point: Tensor) -> tuple[Tensor, Tensor]:
-        gradient = _gradient(objective, point)
+        gradient = energy_gradient(objective, point)
         if graph.forest:
             vertex = graph.beliefs(best_labels(graph, gradient))
         else:
@@ -128,18 +130,14 @@ def mirror_ascent(
     potentials = theta / entropy
     point, messages = sum_product(graph, potentials, iterations=iterations)
     for _ in range(steps):
-        slope = theta + _gradient(function, point)
+        slope = theta + energy_gradient(function, point)
         potentials = (potentials + rate * slope) / (1.0 + rate * entropy)
         point, messages = sum_product(graph, potentials, iterations=iterations, messages=messages)
-    slope = theta + _gradient(function, point)
+    slope = theta + energy_gradient(function, point)
     best, _ = sum_product(graph, slope / entropy, iterations=iterations, messages=messages)
     gain = (slope * (best - point)).sum(dim=-1)
     gain = gain + entropy * (graph.entropy(best) - graph.entropy(point))
     return BestBeliefs(point, gain.clamp(min=0.0))
-
-
-def _gradient(function: BeliefFunction, point: Tensor) -> Tensor:
-    return torch.func.grad(lambda beliefs: function(beliefs).sum())(point)
 
 
 def _check(steps: int, entropy: float, least: float) -> None:

@@ -49,15 +49,16 @@ def sum_product(
     strength = torch.cat([couplings / rho] * 2, dim=-1)
     weight = torch.cat([rho, rho])
     # Message e runs from source[e] to target[e]; e + P (mod 2 P) is the one the other way.
-    source, target = torch.cat([graph.pairs, graph.pairs.flip(1)]).unbind(dim=1)
-    count, half = len(source), len(graph.pairs)
+    first, second = graph.ends
+    source, target = torch.cat([first, second]), torch.cat([second, first])
+    count, half = len(source), len(first)
     if messages is None:
         messages = theta.new_zeros(*theta.shape[:-1], count)
     if tolerance is None:
         tolerance = 20.0 * torch.finfo(theta.dtype).eps
     for _ in range(iterations if count else 0):
         field = local.index_add(-1, target, weight * messages)
-        cavity = field[..., source] - messages.roll(half, dims=-1)
+        cavity = field.index_select(-1, source) - messages.roll(half, dims=-1)
         new = functional.softplus(cavity + strength) - functional.softplus(cavity)
         if not graph.forest:
             new = 0.5 * (new + messages)
@@ -66,9 +67,7 @@ def sum_product(
         if moved <= tolerance:
             break
     single = torch.sigmoid(local.index_add(-1, target, weight * messages))
-    both = pair_beliefs(
-        single[..., graph.pairs[:, 0]], single[..., graph.pairs[:, 1]], strength[..., :half]
-    )
+    both = pair_beliefs(*graph.at_ends(single), strength[..., :half])
     return torch.cat([single, both], dim=-1), messages
 
 
@@ -94,12 +93,11 @@ def pair_beliefs(first: Tensor, second: Tensor, strength: Tensor) -> Tensor:
     repel = strength < 0
     other = torch.where(repel, 1.0 - second, second)
     a = torch.exp(-strength.abs())
-    linear = a + (1.0 - a) * (first + other)
-    spread = first + other - 2.0 * first * other
-    root = (
-        a.square() + ((1.0 - a) * (first - other)).square() + 2.0 * a * (1.0 - a) * spread
-    ).sqrt()
-    both = 2.0 * first * other / (linear + root).clamp(min=torch.finfo(first.dtype).tiny)
+    rest, total, twice = 1.0 - a, first + other, 2.0 * first * other
+    linear = a + rest * total
+    spread = total - twice
+    root = (a.square() + (rest * (first - other)).square() + 2.0 * a * rest * spread).sqrt()
+    both = twice / (linear + root).clamp(min=torch.finfo(first.dtype).tiny)
     both = torch.where(repel, first - both, both)
     least = (first + second - 1.0).clamp(min=0.0)
     return torch.minimum(torch.maximum(both, least), torch.minimum(first, second))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from structured._space import Space, mirror_dual_step
 from structured.energies import MultiLabelEnergy
-from structured.inference import EnergyFunction
+from structured.inference import EnergyFunction, SlopedEnergy
 from structured.methods._optimizer import check_count, check_rate
 from structured.models import ModelConfig, Models, build_models
 
@@ -39,6 +39,10 @@ class GlobalTerm(nn.Module):
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
         """Return energies of points ``[..., B, L]``, ``[..., B]``; x is not looked at."""
         return MultiLabelEnergy.global_(cast(Any, self), y)
+
+    def slope(self, y: Tensor) -> Tensor:
+        """Return the gradient of ``c'softplus(C y)``, of the shape of y."""
+        return (torch.sigmoid(y @ self.global_matrix.T) * self.global_weight) @ self.global_matrix
 
     def label_hessian(self, y: Tensor) -> Tensor:
         """Return what `MultiLabelEnergy.label_hessian` does, ``[L, L]``."""
@@ -71,11 +75,24 @@ def joint_energy(
     def value(y: Tensor) -> Tensor:
         return energy(x, y) - weight * (logits * y).sum(dim=dims)
 
+    if isinstance(energy, GlobalTerm) and energy.cardinality is None:
+        return SlopedEnergy(value, lambda y: energy.slope(y) - weight * logits)
     return value
+
+
+def energy_of_points(energy: nn.Module, x: Tensor) -> EnergyFunction:
+    """Return ``y -> E(x, y)``, with the features of x computed once if the energy has them."""
+    if not isinstance(energy, MultiLabelEnergy):
+        return lambda y: energy(x, y)
+    features = energy.features(x)
+    return lambda y: energy.local(features, y) + energy.global_(y)
 
 
 def energy_slope(energy_fn: EnergyFunction, y: Tensor, *, graph: bool = False) -> Tensor:
     """Return each example's gradient in y; with `graph`, differentiable itself."""
+    if isinstance(energy_fn, SlopedEnergy):
+        with torch.set_grad_enabled(graph):
+            return energy_fn.slope(y)
     # autograd.grad where torch.func.grad would do as well: it takes half the time.
     with torch.enable_grad():
         point = y if graph and y.requires_grad else y.detach().requires_grad_()

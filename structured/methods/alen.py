@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from structured import costs
-from structured.methods._gradient_inference import Descent
+from structured.methods._gradient_inference import Descent, energy_of_points
 from structured.methods._objectives import Compared, Cost, Parameters, fixed
 from structured.methods._optimizer import check_count, check_rate, check_weights
 from structured.methods._staged import (
@@ -127,7 +127,7 @@ class IALEN(Method):
         energy, descent = trained_energy(models), self.descent
         if descent is None:
             return models.space.relax(logits.detach())
-        return descent.end(lambda y: energy(x, y), logits, models.space)
+        return descent.end(energy_of_points(energy, x), logits, models.space)
 
     def predict(self, models: Models, x: Tensor) -> Tensor:
         """Return the network's proposals, refined as in training.

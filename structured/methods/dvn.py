@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from structured import costs
-from structured.inference import EnergyFunction
+from structured.inference import EnergyFunction, SlopedEnergy
 from structured.methods._gradient_inference import (
     Descent,
     build_with_global_term,
@@ -178,7 +178,7 @@ class DVN(Method):
         # Zero is in no simplex: there, its projection is the centre.
         start = space.project(torch.zeros_like(like))
         with torch.no_grad():
-            *_, point = self.descent.visit(lambda y: -torch.sigmoid(-energy_fn(y)), start, space)
+            *_, point = self.descent.visit(_minus_value(energy_fn), start, space)
         return point
 
     def provoke(
@@ -211,6 +211,23 @@ class DVN(Method):
         device: torch.device | str = "cpu",
     ) -> DVNLearner:
         return DVNLearner(self, models, seed=seed, device=device)
+
+
+def _minus_value(energy_fn: EnergyFunction) -> EnergyFunction:
+    """Return ``y -> -sigma(-E(y))``, with a formula for its gradient if E has one."""
+
+    def value(y: Tensor) -> Tensor:
+        return -torch.sigmoid(-energy_fn(y))
+
+    if not isinstance(energy_fn, SlopedEnergy):
+        return value
+
+    def slope(y: Tensor) -> Tensor:
+        score, inner = -value(y), energy_fn.slope(y)
+        rise = score * (1.0 - score)
+        return rise.reshape(rise.shape + (1,) * (y.ndim - rise.ndim)) * inner
+
+    return SlopedEnergy(value, slope)
 
 
 class DVNLearner(DescentLearner):

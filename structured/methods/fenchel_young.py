@@ -24,7 +24,7 @@ from structured.fenchel_young import (
     SquaredNorm,
     augmented,
 )
-from structured.inference import EnergyFunction
+from structured.inference import EnergyFunction, SlopedEnergy
 from structured.methods._objectives import Cost, draw_masks
 from structured.methods._optimizer import check_count, check_rate, descend, make_optimizer
 from structured.methods.base import Learner, Method, SearchSpace
@@ -261,7 +261,11 @@ class FenchelYoungLearner(Learner):
 def joint_energy(models: Models, x: Tensor, logits: Tensor) -> EnergyFunction:
     """Return ``p -> -<logits, p> + coupling(x, p)``."""
     coupling, dims = coupling_of(models), tuple(range(-models.space.event_dims, 0))
-    return lambda point: coupling(x, point) - (logits * point).sum(dim=dims)
+    slope = coupling.slope(x)
+    return SlopedEnergy(
+        lambda point: coupling(x, point) - (logits * point).sum(dim=dims),
+        lambda point: slope(point) - logits,
+    )
 
 
 def coupling_of(models: Models) -> Coupling:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -18,6 +17,7 @@ from structured.graphs import (
     mutual_information,
     strongest_pairs,
 )
+from structured.inference import SlopedEnergy
 from structured.methods._optimizer import check_count, check_rate
 from structured.methods._staged import DescentLearner, Rule, Stage, pretraining
 from structured.methods.base import Method, SearchSpace
@@ -287,6 +287,9 @@ def energy_of(models: Models) -> GraphEnergy:
     return models.energy
 
 
-def _global_term(energy: GraphEnergy, x: Tensor) -> Callable[[Tensor], Tensor]:
+def _global_term(energy: GraphEnergy, x: Tensor) -> SlopedEnergy:
     """Return T: the term of the energy that is not linear, high is good."""
-    return lambda beliefs: -energy.global_term(x, beliefs)
+    slope = energy.global_term.slope(x)
+    return SlopedEnergy(
+        lambda beliefs: -energy.global_term(x, beliefs), lambda beliefs: -slope(beliefs)
+    )

@@ -253,37 +253,34 @@ class EndToEndLearner(DescentLearner):
         loss = loss / sum(weights)
         last = visited[-1].detach()
         figures = {"cross_entropy": float(losses[-1].detach())}
-        figures["stationarity"] = self._stationarity(x, logits.detach(), last)
-        self._notice = self._doubts(x, last, figures["stationarity"])
+        point = models.space.relax(last).requires_grad_()
+        energy = joint_energy(models, x, logits.detach())
+        slope = energy_slope(energy, point, graph=True)
+        # The mean size of the free energy's gradient, per entry.
+        stationarity = float((slope.detach() + method.entropy * last).abs().mean())
+        figures["stationarity"] = stationarity
+        self._notice = self._doubts(stationarity, bends=_bends(slope, point))
         return loss, figures
 
-    def _stationarity(self, x: Tensor, logits: Tensor, last: Tensor) -> float:
-        """Return the mean size of the free energy's gradient at the last point, per entry."""
-        slope = energy_slope(joint_energy(self.models, x, logits), self.models.space.relax(last))
-        return float((slope + self._method.entropy * last).abs().mean())
-
-    def _doubts(self, x: Tensor, last: Tensor, stationarity: float) -> str:
+    def _doubts(self, stationarity: float, *, bends: bool) -> str:
         doubts = []
         if self._method.through == "argmin" and stationarity > _STATIONARY:
             doubts.append(
                 f"Inference has not converged (the gradient's mean entry is {stationarity:.1e}): "
                 "the implicit derivative is in doubt; take more steps or a larger rate."
             )
-        if not self._bends(x, self.models.space.relax(last)):
+        if not bends:
             doubts.append(
                 "The energy has no curvature in y; if it has kinks (ReLU), they are lost to the "
                 "gradient, so take a smooth activation, such as softplus."
             )
         return " ".join(doubts)
 
-    def _bends(self, x: Tensor, y: Tensor) -> bool:
-        """Whether the energy's gradient changes with y at all."""
-        energy = self.models.energy
-        assert energy is not None
-        point = y.detach().requires_grad_()
-        with torch.enable_grad():
-            slope = energy_slope(lambda z: energy(x, z), point, graph=True)
-            if not slope.requires_grad:
-                return False
-            (bend,) = torch.autograd.grad(slope.sum(), point, materialize_grads=True)
-        return bool((bend != 0).any())
+
+def _bends(slope: Tensor, point: Tensor) -> bool:
+    """Whether an energy's gradient, which has its graph, changes with the point at all."""
+    if not slope.requires_grad:
+        return False
+    with torch.enable_grad():
+        (bend,) = torch.autograd.grad(slope.sum(), point, materialize_grads=True)
+    return bool((bend != 0).any())

@@ -10,6 +10,7 @@ from structured.energies import ChainEnergy, MultiLabelEnergy, PairwiseEnergy
 from structured.inference import (
     EnergyFunction,
     InferenceResult,
+    SlopedEnergy,
     brute_force,
     mirror_descent,
     projected_gradient,
@@ -226,6 +227,23 @@ def test_unrolling_differentiates_through_the_steps(method, accelerated: bool) -
     assert torch.autograd.gradcheck(end, (matrix,))
     reverse = torch.func.grad(lambda value: end(value).sum())(matrix.detach())
     torch.testing.assert_close(reverse, torch.autograd.grad(end(matrix).sum(), matrix)[0])
+
+
+@methods
+@pytest.mark.parametrize("accelerated", [False, True])
+def test_a_formula_for_the_gradient_changes_no_value_and_is_unrolled_too(
+    method, accelerated: bool
+) -> None:
+    target = randn(5, 4).requires_grad_()
+    plain = quadratic(target)
+    found = [
+        method(energy, centre(5, 4), Labels(4), steps=4, accelerated=accelerated, unroll=True)
+        for energy in (plain, SlopedEnergy(plain, lambda y: y - target))
+    ]
+    for name in ("point", "energy", "trace", "gap"):
+        torch.testing.assert_close(*(getattr(one, name) for one in found))
+    slopes = [torch.autograd.grad(one.point.square().sum(), target)[0] for one in found]
+    torch.testing.assert_close(*slopes)
 
 
 @methods

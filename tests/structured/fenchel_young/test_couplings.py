@@ -67,6 +67,17 @@ def test_points_in_front_of_the_batch_are_evaluated_one_by_one(kind: str) -> Non
     torch.testing.assert_close(together, torch.stack([coupling(x, p) for p in points]))
 
 
+@kinds
+@given(seed=seeds)
+@settings(max_examples=20, deadline=None)
+def test_the_slope_is_the_gradient_in_the_point(kind: str, seed: int) -> None:
+    coupling, x = make(kind, seed)
+    points = torch.rand(3, 2, LABELS, dtype=torch.float64, requires_grad=True)
+    total = coupling(x, points).sum() + 0.0 * points.sum()  # no coupling has no graph
+    (expected,) = torch.autograd.grad(total, points)
+    torch.testing.assert_close(coupling.slope(x)(points.detach()), expected)
+
+
 def test_the_pairwise_coupling_is_a_concave_quadratic_in_the_papers_sign() -> None:
     coupling, x = make("pairwise")
     assert isinstance(coupling, PairwiseCoupling)

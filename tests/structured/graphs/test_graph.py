@@ -141,6 +141,17 @@ def test_the_energy_is_the_printed_formula_and_zero_at_first() -> None:
     torch.testing.assert_close(scores, local - energy(x, y))
 
 
+def test_the_graph_is_made_anew_only_when_the_buffers_change() -> None:
+    energy = GraphEnergy(4, pairs=3, size=2)
+    first = energy.graph
+    assert energy.graph is first
+    pairs = torch.tensor([[0, 3], [1, 3], [2, 3]])
+    energy.connect(pairs)
+    assert torch.equal(energy.graph.pairs, pairs)
+    assert not torch.equal(first.pairs, pairs)
+    assert energy.double().graph.appearance.dtype == torch.float64
+
+
 def test_the_pairs_are_saved_with_the_weights() -> None:
     energy, other = GraphEnergy(LABELS, pairs=5), GraphEnergy(LABELS, pairs=5)
     energy.connect(torch.tensor(PAIRS["cycle"]))

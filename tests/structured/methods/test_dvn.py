@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from structured import losses
+from structured.inference import SlopedEnergy
 from structured.methods import Learner
 from structured.methods.dvn import DVN
 from structured.models import ModelConfig, Models
@@ -77,6 +78,16 @@ def test_inference_evaluates_the_energy_once_per_step_and_starts_from_zero() -> 
     assert energy.calls == 9
     nowhere = DVN(steps=1, rate=1e-300).predict(models, x)
     assert float(nowhere.max()) < 1e-290
+
+
+def test_inference_with_a_formula_for_the_gradient_ends_where_it_does_without() -> None:
+    models, (x, _) = models_of(), data()
+    method, logits = DVN(steps=9), models.network(x).detach()
+    energy = method.energy(models, x, logits)
+    assert isinstance(energy, SlopedEnergy)
+    found = method.climb(models, energy, logits)
+    torch.testing.assert_close(found, method.climb(models, energy.value, logits))
+    assert float(found.max()) > 0
 
 
 def test_inference_climbs() -> None:

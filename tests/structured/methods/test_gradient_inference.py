@@ -9,10 +9,13 @@ import torch
 from torch import Tensor
 
 from structured import inference
+from structured.energies import MultiLabelEnergy
+from structured.inference import SlopedEnergy
 from structured.methods._gradient_inference import (
     Descent,
     GlobalTerm,
     build_with_global_term,
+    energy_of_points,
     energy_slope,
     joint_energy,
 )
@@ -47,6 +50,46 @@ def test_the_joint_energy_adds_the_weighted_local_term() -> None:
     x, y, logits = torch.randn(2, 6), torch.rand(5, 2, 4), torch.randn(2, 4)
     found = joint_energy(models, x, logits, weight=0.5)(y)
     torch.testing.assert_close(found, models.energy(x, y) - 0.5 * (y * logits).sum(dim=-1))
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_the_joint_energys_formula_is_its_gradient_and_can_be_differentiated(graph: bool) -> None:
+    models = build_with_global_term(6, 4, CONFIG, 0)
+    energy: Any = models.energy
+    x, logits = torch.randn(2, 6), torch.randn(2, 4)
+    y = torch.rand(5, 2, 4, requires_grad=True)
+    formula = joint_energy(models, x, logits, weight=0.5)
+    assert isinstance(formula, SlopedEnergy)
+    found = energy_slope(formula, y, graph=graph)
+    expected = energy_slope(formula.value, y, graph=graph)
+    torch.testing.assert_close(found, expected)
+    assert found.requires_grad == graph
+    if graph:
+        leaves = (y, energy.global_matrix, energy.global_weight)
+        ours, theirs = (torch.autograd.grad(s.square().sum(), leaves) for s in (found, expected))
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_an_energy_with_kinks_in_the_number_of_labels_has_no_formula() -> None:
+    models = build_with_global_term(6, 4, CONFIG, 0, counts=True)
+    energy = joint_energy(models, torch.randn(2, 6), torch.randn(2, 4))
+    assert not isinstance(energy, SlopedEnergy)
+
+
+def test_the_features_of_the_input_are_computed_once_for_all_points() -> None:
+    calls: list[Tensor] = []
+
+    class Watched(MultiLabelEnergy):
+        def features(self, x: Tensor) -> Tensor:
+            calls.append(x)
+            return super().features(x)
+
+    energy, x = Watched(6, 4, (5,), 3, cardinality=4), torch.randn(2, 6)
+    of_points = energy_of_points(energy, x)
+    points = torch.rand(3, 2, 4)
+    found = [of_points(y) for y in points]
+    assert len(calls) == 1
+    torch.testing.assert_close(torch.stack(found), energy(x, points))
 
 
 @pytest.mark.parametrize("entropy", [0.0, 0.7])
