@@ -12,14 +12,26 @@ from scipy import sparse
 from torch import Tensor
 
 RESIDENT_BYTES = 2**30
-"""A table is kept dense in an accelerator's memory if it needs at most this many bytes."""
+"""A table is kept dense in an accelerator's memory if it needs at most this many bytes.
+
+Whatever is not there has to be made dense and sent over for every batch.
+"""
+
+CPU_RESIDENT_BYTES = 2**28
+"""A table is kept dense in the CPU's memory if it needs at most this many bytes.
+
+That spares every batch the indexing of a sparse table; but the memory is shared with the data
+themselves and with other processes, and wide sparse tables would need a hundred times their size.
+"""
 
 
 class Rows:
     """A table ``[n, d]`` that hands out rows as a dense float32 tensor.
 
-    A sparse table stays sparse in main memory and each batch is made dense. For another device than
-    the CPU a table of up to `RESIDENT_BYTES` is moved there once instead.
+    A table that needs at most `RESIDENT_BYTES` as dense float32, ``4 n d`` bytes, is made dense
+    once and kept on the device; on the CPU the bound is `CPU_RESIDENT_BYTES`. It is a copy: later
+    changes of the table are not seen. A larger table stays as it is in main memory, sparse if it
+    was, and each batch is made dense.
 
     Args:
         table: sparse or dense, ``[n, d]``, of numbers.
@@ -36,15 +48,15 @@ class Rows:
     """
 
     def __init__(self, table: Any, device: torch.device | str = "cpu") -> None:
-        self._table: Any = sparse.csr_array(table) if sparse.issparse(table) else np.asarray(table)
-        if self._table.ndim != 2:
+        given: Any = sparse.csr_array(table) if sparse.issparse(table) else np.asarray(table)
+        if given.ndim != 2:
             raise ValueError(
-                f"table: found shape {tuple(self._table.shape)}, wanted two dimensions [n, d]"
+                f"table: found shape {tuple(given.shape)}, wanted two dimensions [n, d]"
             )
         self.device = torch.device(device)
-        self._resident: Tensor | None = None
-        if self.device.type != "cpu" and 4 * self.shape[0] * self.shape[1] <= RESIDENT_BYTES:
-            self._resident = self._dense(np.arange(self.shape[0])).to(self.device)
+        bound = CPU_RESIDENT_BYTES if self.device.type == "cpu" else RESIDENT_BYTES
+        resident = 4 * given.shape[0] * given.shape[1] <= bound
+        self._table: Any = _dense(given).to(self.device) if resident else given
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -57,25 +69,16 @@ class Rows:
 
     def take(self, rows: ArrayLike) -> Tensor:
         """Return the rows of the given numbers, in their order, ``[len(rows), d]``."""
-        wanted = np.asarray(rows, dtype=np.int64)
-        if self._resident is not None:
-            return self._resident[torch.from_numpy(wanted).to(self.device)]
-        return self._dense(wanted).to(self.device)
+        # A copy, since torch takes no array that is read-only or runs backwards.
+        wanted = np.array(rows, dtype=np.int64)
+        if isinstance(self._table, Tensor):
+            return self._table.index_select(0, torch.from_numpy(wanted).to(self.device))
+        return _dense(self._table[wanted]).to(self.device)
 
     def chunks(self, size: int) -> Iterator[Tensor]:
         """Yield all rows in order, `size` at a time."""
         for start in range(0, len(self), size):
             yield self.take(np.arange(start, min(start + size, len(self))))
-
-    def _dense(self, rows: NDArray[np.int64]) -> Tensor:
-        # Into memory that torch allocated: its alignment is always the same, and with it the order
-        # in which the BLAS sums. Arrays from NumPy would make runs differ in the last bit.
-        out = torch.empty(len(rows), self.shape[1])
-        if isinstance(self._table, np.ndarray):
-            out.numpy()[...] = self._table[rows]
-        else:
-            self._table[rows].astype(np.float32).toarray(out=out.numpy())
-        return out
 
 
 class Batches:
@@ -169,3 +172,14 @@ class Batches:
                 f"{self.steps_per_epoch} batches; were the data or the batch size others then?"
             )
         self.epoch, self.position = epoch, position
+
+
+def _dense(table: Any) -> Tensor:
+    # Into memory that torch allocated: its alignment is always the same, and with it the order in
+    # which the BLAS sums. Arrays from NumPy would make runs differ in the last bit.
+    out = torch.empty(table.shape, dtype=torch.float32)
+    if isinstance(table, np.ndarray):
+        out.numpy()[...] = table
+    else:
+        table.astype(np.float32).toarray(out=out.numpy())
+    return out

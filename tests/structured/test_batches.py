@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
+from torch import Tensor
 
+from structured import batches
 from structured.batches import Batches, Rows
 
 SEEDS = st.integers(0, 2**32 - 1)
@@ -89,16 +93,53 @@ def test_a_batch_is_a_copy_that_leaves_the_table_alone() -> None:
     assert table.sum() == 4
 
 
-def test_a_table_is_moved_to_an_accelerator_once_if_it_fits(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(
+    ("device", "bound"), [("cpu", "CPU_RESIDENT_BYTES"), ("meta", "RESIDENT_BYTES")]
+)
+def test_a_table_is_made_dense_once_if_it_fits_on_the_device_and_for_each_batch_if_not(
+    monkeypatch: pytest.MonkeyPatch, device: str, bound: str
 ) -> None:
-    meta = Rows(np.ones((3, 2)), "meta")
-    assert meta.take([2, 0]).shape == (2, 2)
-    assert meta._resident is not None
-    monkeypatch.setattr("structured.batches.RESIDENT_BYTES", 8)
-    large = Rows(np.ones((3, 2)), "meta")
-    assert large._resident is None
-    assert large.take([2, 0]).device.type == "meta"
+    made: list[tuple[int, ...]] = []
+
+    def watched(table: Any) -> Tensor:
+        made.append(table.shape)
+        return dense(table)
+
+    dense = batches._dense
+    monkeypatch.setattr(batches, "_dense", watched)
+    for limit, expected in ((24, [(3, 2)]), (23, [(2, 2), (1, 2)])):
+        monkeypatch.setattr(batches, bound, limit)
+        rows = Rows(np.ones((3, 2)), device)
+        found = [rows.take([2, 0]), rows.take([1])]
+        assert [tuple(one.shape) for one in found] == [(2, 2), (1, 2)]
+        assert all(one.device.type == device for one in found)
+        assert made == expected
+        made.clear()
+
+
+@given(seed=SEEDS, kind=st.sampled_from(["sparse", "float64", "int8"]))
+@settings(max_examples=20, deadline=None)
+def test_whether_a_table_is_kept_dense_changes_no_bit(seed: int, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    table = rng.normal(size=(9, 5)) * (rng.random((9, 5)) < 0.4)
+    given = {"sparse": sparse.coo_array(table), "int8": (10 * table).astype(np.int8)}
+    wanted = rng.integers(9, size=6)
+    kept = Rows(given.get(kind, table))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "CPU_RESIDENT_BYTES", 0)
+        made = Rows(given.get(kind, table))
+    assert torch.equal(kept.take(wanted), made.take(wanted))
+    assert kept.shape == made.shape == (9, 5)
+
+
+@pytest.mark.parametrize("bound", [0, 2**28])
+def test_numbers_of_rows_may_be_read_only_or_run_backwards(
+    monkeypatch: pytest.MonkeyPatch, bound: int
+) -> None:
+    monkeypatch.setattr(batches, "CPU_RESIDENT_BYTES", bound)
+    numbers = np.arange(3)[::-1]
+    numbers.flags.writeable = False
+    assert Rows(np.arange(3.0)[:, None]).take(numbers).flatten().tolist() == [2.0, 1.0, 0.0]
 
 
 def test_chunks_hold_all_rows_in_order() -> None:
