@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from structured import costs, losses
+from structured.inference import EnergyFunction, SlopedEnergy
 from structured.methods._gradient_inference import (
     Descent,
     Geometry,
@@ -158,12 +160,10 @@ class SPEN(Method):
             Points, ``[B, *event]``; no gradient passes.
         """
         space, energy = models.space, joint_energy(models, x, logits.detach())
-
-        def augmented(y: Tensor) -> Tensor:
-            return energy(y) if gold is None else energy(y) - self.cost_weight * self.cost(y, gold)
-
+        if gold is not None and self.cost_weight:
+            energy = _less_cost(energy, self.cost, self.cost_weight, gold)
         first = logits.detach() if self.start == "network" else torch.zeros_like(logits)
-        return self.descent.end(augmented, first, space)
+        return self.descent.end(energy, first, space)
 
     def predict(self, models: Models, x: Tensor) -> Tensor:
         """Return where the descent of the free energy ends, ``[B, *event]``."""
@@ -179,6 +179,41 @@ class SPEN(Method):
         device: torch.device | str = "cpu",
     ) -> SPENLearner:
         return SPENLearner(self, models, seed=seed, device=device)
+
+
+def _less_cost(
+    energy_fn: EnergyFunction, cost: Cost, weight: float, gold: Tensor
+) -> EnergyFunction:
+    """Return ``y -> E(y) - weight Delta(y, gold)``, with a formula if E and Delta have one."""
+
+    def value(y: Tensor) -> Tensor:
+        return energy_fn(y) - weight * cost(y, gold)
+
+    rise = _cost_slope(cost, gold)
+    if rise is None or not isinstance(energy_fn, SlopedEnergy):
+        return value
+    return SlopedEnergy(value, lambda y: energy_fn.slope(y) - weight * rise(y))
+
+
+def _cost_slope(cost: Cost, gold: Tensor) -> Callable[[Tensor], Tensor] | None:
+    """Return ``y -> dDelta/dy`` if it has a formula; what depends on gold alone is computed now."""
+    if cost is costs.hamming:
+        rise = (1.0 - 2.0 * gold) / gold.shape[-1]
+        return lambda y: rise.expand_as(y)
+    if cost is not costs.soft_f1:
+        return None
+    whole, size = gold >= 1.0, gold.sum(dim=-1, keepdim=True)
+
+    def soft_f1_slope(y: Tensor) -> Tensor:
+        # The cost is 1 - 2 m / t with m = sum min(y, gold) and t = sum y + sum gold, and so its
+        # derivative 2 (m / t - [y is the minimum]) / t; 0 where both sets are empty.
+        least = (y < gold) | whole
+        total = y.sum(dim=-1, keepdim=True) + size
+        total = torch.where(total == 0, 1.0, total)
+        f1 = 2.0 * torch.where(least, y, gold).sum(dim=-1, keepdim=True) / total
+        return (f1 - 2.0 * least) / total
+
+    return soft_f1_slope
 
 
 class SPENLearner(DescentLearner):

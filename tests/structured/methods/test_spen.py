@@ -5,14 +5,17 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from structured import costs
-from structured.inference import brute_force
+from structured.inference import SlopedEnergy, brute_force
 from structured.methods import Learner
-from structured.methods._gradient_inference import joint_energy
-from structured.methods.spen import SPEN
+from structured.methods._gradient_inference import energy_slope, joint_energy
+from structured.methods.spen import SPEN, _less_cost
 from structured.models import ModelConfig, Models, build_models
 from tests.structured.methods.toy import (
     FEATURES,
@@ -80,6 +83,70 @@ def test_cost_augmented_inference_finds_the_minimiser_of_the_free_energy_less_th
     torch.testing.assert_close(method.infer(models, x, logits, y), expected)
     torch.testing.assert_close(method.infer(models, x, logits), torch.sigmoid(logits))
     torch.testing.assert_close(method.predict(models, x), torch.sigmoid(logits))
+
+
+@pytest.mark.parametrize("cost", [costs.soft_f1, costs.hamming, costs.zero_one])
+def test_inference_ends_where_it_does_when_all_is_differentiated(cost: Any) -> None:
+    models, (x, y) = models_of(), data()
+    method, logits = SPEN(cost=cost, cost_weight=2.0, steps=9), models.network(x).detach()
+    energy = joint_energy(models, x, logits)
+    assert isinstance(energy, SlopedEnergy)
+    plain = energy.value
+    for gold, objective in (
+        (y, lambda point: plain(point) - 2.0 * cost(point, y)),
+        (None, plain),
+    ):
+        found = method.infer(models, x, logits, gold)
+        torch.testing.assert_close(found, method.descent.end(objective, logits, models.space))
+
+
+@pytest.mark.parametrize("cost", [costs.soft_f1, costs.hamming])
+@given(seed=st.integers(0, 2**32 - 1), graph=st.booleans())
+@settings(max_examples=25, deadline=None)
+def test_the_formula_of_energy_and_cost_is_the_gradient_and_can_be_differentiated(
+    cost: Any, seed: int, graph: bool
+) -> None:
+    torch.manual_seed(seed)
+    models, logits = models_of(), torch.randn(4, LABELS, dtype=torch.float64)
+    energy = joint_energy(models, torch.randn(4, FEATURES, dtype=torch.float64), logits)
+    # With corners, ties, soft gold and, in the first row, two empty sets.
+    y = torch.randint(0, 4, (3, 4, LABELS)) / torch.tensor(3.0, dtype=torch.float64)
+    gold = torch.randint(0, 4, (4, LABELS)) / torch.tensor(3.0, dtype=torch.float64)
+    y[:, 0], gold[0] = 0.0, 0.0
+    y.requires_grad_()
+    augmented = _less_cost(energy, cost, 1.5, gold)
+    assert isinstance(augmented, SlopedEnergy)
+    torch.testing.assert_close(augmented(y), energy(y) - 1.5 * cost(y, gold))
+    found = energy_slope(augmented, y, graph=graph)
+    expected = energy_slope(augmented.value, y, graph=graph)
+    torch.testing.assert_close(found, expected)
+    if graph:
+        ours, theirs = (torch.autograd.grad(s.square().sum(), y)[0] for s in (found, expected))
+        torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize(("options", "values"), [({}, 0), ({"cost": costs.zero_one}, 7)])
+def test_the_energy_is_evaluated_in_inference_only_where_the_cost_has_no_formula(
+    options: dict[str, Any], values: int
+) -> None:
+    models, (x, y) = models_of(), data()
+    assert models.energy is not None
+    calls: list[int] = []
+    models.energy.register_forward_hook(lambda *_: calls.append(1))
+    logits = models.network(x).detach()
+    SPEN(steps=7, **options).infer(models, x, logits, y)
+    assert len(calls) == values
+    calls.clear()
+    SPEN(steps=7, cost_weight=0.0, **options).infer(models, x, logits, y)
+    SPEN(steps=7, **options).predict(models, x)
+    assert not calls
+
+
+def test_a_cost_that_passes_no_gradient_does_not_move_inference() -> None:
+    models, (x, y) = models_of(), data()
+    method = SPEN(cost=lambda point, gold: costs.zero_one(point.round().detach(), gold))
+    logits = models.network(x).detach()
+    torch.testing.assert_close(method.infer(models, x, logits, y), method.predict(models, x))
 
 
 def test_without_entropy_the_loss_is_the_structured_hinge_by_enumeration() -> None:
