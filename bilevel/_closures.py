@@ -1,8 +1,8 @@
-"""Finds tensors that reach a function behind its arguments, where derivatives would lose them."""
+"""What reaches a function behind its arguments: tensors whose derivatives get lost, and changes."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -14,8 +14,13 @@ from torch.autograd import forward_ad
 from torch.utils import _pytree as pytree
 
 from bilevel import _transforms
-from bilevel._autodiff import leaves_of_graph
-from bilevel.errors import TransformError
+from bilevel._autodiff import fresh, leaves_of_graph
+from bilevel._tree import Tree
+from bilevel.errors import InputError, TransformError
+
+# What a change may come to before it is one: how a function is summed up, or how far a problem
+# solved inside of it gets, may differ from time to time.
+_CHANGE = 1e-6
 
 
 def behind(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> str | None:
@@ -52,6 +57,68 @@ def follows(tensor: Tensor) -> str | None:
             if not _functorch.is_functorch_wrapped_tensor(tensor):
                 return None
             tensor = _functorch.get_unwrapped(tensor)
+
+
+class Constant:
+    """A function that is evaluated again and again at one point, and must give one value there.
+
+    It is to be what it was: what it closes over may have been bound or written anew meanwhile.
+
+    Args:
+        function: ``(phi, x, *args) ->`` the leaves of its value.
+        name: what the caller calls it, for messages.
+    """
+
+    def __init__(self, function: Callable[..., Sequence[Tensor]], name: str) -> None:
+        self._function, self._name = function, name
+        self._first: list[Tensor] | None = None
+
+    def __call__(self, *inputs: Tree) -> Sequence[Tensor]:
+        """The value, refused if it is another than the first one."""
+        found = self._function(*inputs)
+        now = [_representative(leaf) for leaf in found]
+        if self._first is None:
+            with ExitStack() as lowered:
+                _lower_to(0, lowered)
+                self._first = [leaf.clone() for leaf in now]
+        elif not all(map(torch.equal, now, self._first)):
+            with ExitStack() as lowered:
+                _lower_to(0, lowered)
+                self._compare(now, self._first, inputs)
+        return found
+
+    def _compare(
+        self, now: Sequence[Tensor], first: Sequence[Tensor], inputs: Sequence[Tree]
+    ) -> None:
+        change = _largest(map(torch.sub, now, first))
+        share = max(_CHANGE, *(torch.finfo(leaf.dtype).eps ** 0.5 for leaf in now))
+        size = _largest((*now, *first))
+        # A value near zero is a difference, of what the function alone knows: a small error of x
+        # shows how large. A NaN is no change, and is found by the solve.
+        if not change > share * size:
+            return
+        if change <= _largest(map(torch.sub, now, self._moved(inputs, share))):
+            return
+        raise InputError(
+            f"{self._name} gives another value than when the solution was attached, by "
+            f"{change:.2e}: what it closes over has changed since, so this would be the derivative "
+            "of another problem. Pass what changes in args=(...), or differentiate before it does. "
+            "(A function made in a loop sees what its variables hold when the loop is over.)"
+        )
+
+    def _moved(self, inputs: Sequence[Tree], share: float) -> Sequence[Tensor]:
+        """The value where x is off by a share of its largest entry."""
+        phi, x, *args = (pytree.tree_map_only(Tensor, _representative, tree) for tree in inputs)
+        leaves, spec = pytree.tree_flatten(x)
+        size = _largest(leaves) or 1.0
+        with torch.enable_grad():
+            x = pytree.tree_unflatten(fresh([leaf + share * size for leaf in leaves]), spec)
+            return [leaf.detach() for leaf in self._function(phi, x, *args)]
+
+
+def _largest(leaves: Iterable[Tensor]) -> float:
+    """The largest absolute entry of all."""
+    return max((float(leaf.abs().max()) for leaf in leaves if leaf.numel()), default=0.0)
 
 
 def refuse_tangents(name: str, *trees: Any) -> None:

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from bilevel import _autodiff, _transforms
 from bilevel._checks import check_args, check_function, check_scalar, refuse_unused
-from bilevel._closures import behind
+from bilevel._closures import Constant, behind
 from bilevel._guard import Guard
 from bilevel._implicit_function import Attach, Condition
 from bilevel._tree import Tree, check_same_kind, flatten
@@ -52,7 +52,8 @@ def argmin(
         A tree like ``theta_star``.
 
     Raises:
-        InputError: a tree, the objective's value or an option does not fit.
+        InputError: a tree, the objective's value or an option does not fit; when differentiated,
+            ``inner`` is found to have changed since.
         TransformError: ``inner`` closes over a tensor that a transform tracks.
 
     Example:
@@ -199,13 +200,15 @@ def _attach(
         raise InputError("args holds a complex tensor that requires grad; only real ones may.")
     guard = Guard([function], args, layout.device)
 
-    def value(p: Tree, x: Tree, *rest: Any) -> Tree:
+    def evaluated(p: Tree, x: Tree, *rest: Any) -> list[Tensor]:
         with guard.replay(), _autodiff.uncompiled():
             found = function(p, x, *rest)
         if scalar:
-            return check_scalar(found, names[0])
-        leaves = layout.matching_leaves(found, f"what {names[0]} returned", names[1])
-        return layout.tree(leaves)
+            return [check_scalar(found, names[0])]
+        return layout.matching_leaves(found, f"what {names[0]} returned", names[1])
+
+    # All derivatives, whenever they are asked for, are taken at the solution.
+    value = Constant(evaluated, names[0])
 
     def trees(x: Tensor, moving: Sequence[Tensor]) -> tuple[Any, ...]:
         leaves = list(arg_leaves)
@@ -215,15 +218,15 @@ def _attach(
         return phi_layout.tree(moving[: len(phi_leaves)]), layout.unflatten(x), *rest
 
     def field(x: Tensor, *moving: Tensor) -> Tensor:
-        found = _slope(value, damping, *trees(x, moving)) if scalar else value(*trees(x, moving))
-        return layout.join(pytree.tree_leaves(found))
+        given = trees(x, moving)
+        return layout.join(_slope(value, damping, *given) if scalar else value(*given))
 
     def probe(x: Tensor, *moving: Tensor) -> Tensor:
         found = value(*trees(x, moving))
         if scalar and _transforms.active():
             # Inside a transform nobody else would see a function that cuts its second derivative.
-            _autodiff.gradient(found, [x], names[0], create_graph=True)
-        return torch.cat([leaf.reshape(-1) for leaf in pytree.tree_leaves(found)])
+            _autodiff.gradient(found[0], [x], names[0], create_graph=True)
+        return torch.cat([leaf.reshape(-1) for leaf in found])
 
     x = layout.join([leaf.detach() for leaf in x_leaves])
     if _transforms.differentiating():
@@ -234,19 +237,21 @@ def _attach(
     return layout.unflatten(Attach.apply(made, x, *params))
 
 
-def _slope(value: Callable[..., Tensor], damping: float, p: Tree, t: Tree, *rest: Any) -> Tree:
-    """``d_theta inner``, differentiable again."""
+def _slope(
+    value: Callable[..., Sequence[Tensor]], damping: float, p: Tree, t: Tree, *rest: Any
+) -> list[Tensor]:
+    """The leaves of ``d_theta inner``, differentiable again."""
     if _transforms.active():
-        return torch.func.grad(lambda moving: value(p, moving, *rest))(t)
+        return pytree.tree_leaves(torch.func.grad(lambda moving: value(p, moving, *rest)[0])(t))
     leaves, spec = pytree.tree_flatten(t)
     with torch.enable_grad():
         leaves = [x if x.requires_grad else x.detach().requires_grad_() for x in leaves]
-        objective = value(p, pytree.tree_unflatten(leaves, spec), *rest)
+        (objective,) = value(p, pytree.tree_unflatten(leaves, spec), *rest)
         found = _autodiff.gradient(objective, leaves, "inner", create_graph=True)
         if not damping:
             unused = [index for index, leaf in enumerate(found) if leaf is None]
             refuse_unused("inner", unused, t, "theta_star")
-        return pytree.tree_unflatten(_autodiff.filled(found, leaves), spec)
+        return _autodiff.filled(found, leaves)
 
 
 def _lost(name: str, state: str) -> InputError | TransformError:
