@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -101,7 +102,7 @@ def solve(
     if guess is not None and guess.shape != rows.shape:
         raise InputError(f"initial has {guess.shape[0]} column(s), b has {rows.shape[0]}.")
     solution = solve_rows(operator, rows, solver, guess, state, on_failure)
-    return Solution(back(solution.value), solution.result, solution.stats, solution.state)
+    return replace(solution, value=back(solution.value))
 
 
 def solve_rows(
@@ -194,6 +195,18 @@ class _Prepared(dict[str, Tensor]):
         )
 
 
+def _check_size(state: State | None, operator: LinearOperator) -> None:
+    """Refuse a state of another size: its largest dimension is that of the operator."""
+    if not state or operator.batch is not None:
+        return
+    size = max((max(tensor.shape, default=1) for tensor in state.values()), default=1)
+    if size not in (1, operator.size):
+        raise InputError(
+            f"state is of a problem with {size} unknowns, this one has {operator.size}. Pass the "
+            "state of a solve of the same size, or None."
+        )
+
+
 def _solve(
     operator: _Counted,
     rows: Tensor,
@@ -217,6 +230,7 @@ def _solve(
         if not bool(torch.isfinite(initial).all()):
             raise NonFiniteError("initial holds a NaN or an infinity; nothing was solved.")
         start = warm_start(operator, system, initial)
+    _check_size(state, operator)
     state = _Prepared(state or solver.init(operator))
     outcome = solver.compute(
         operator, system.rhs if start is None else start.remaining, system.target, state
@@ -229,7 +243,9 @@ def _solve(
     table = figures(system, progress, outcome.curvature).tolist()
     ritz = extremes(outcome) if spectrum else None
     answer = progress.value * column(system.scale)
-    return verdict(answer, table, asked, budget, solver, operator.products, ritz, dict(state))
+    kept = dict(state) if outcome.learned is None else outcome.learned
+    found = verdict(answer, table, asked, budget, solver, operator.products, ritz, kept)
+    return replace(found, learned=solver.learns(operator))
 
 
 def _refine(

@@ -22,7 +22,7 @@ from bilevel.problem import ImplicitProblem
 from bilevel.report import HypergradientInfo
 from bilevel.solution import Result, State
 
-_VERSION = 2
+_VERSION = 3
 _REMEMBERED = 4  # adjoints: three steps between them, the last of which fits two weights
 
 
@@ -31,7 +31,8 @@ class BilevelOptimizer:
 
     One :meth:`step` makes ``inner_steps`` steps of the inner optimizer on theta, one hypergradient,
     and one step of the outer optimizer on phi. The first guess of each adjoint is predicted from
-    the last four, as far as these met a tolerance, and is the last one otherwise. Only the
+    the last four, as far as these met a tolerance, and is the last one otherwise; what a solver
+    has learned of the curvature (:class:`bilevel.Auto`) is passed on to the next solve. Only the
     ``.grad`` of the leaves of phi and theta is used, and it is cleared afterwards.
 
     Args:
@@ -42,8 +43,9 @@ class BilevelOptimizer:
             require grad) the outer optimizer holds; None (default) is the list of them.
         theta: the same for the inner optimizer.
         inner_steps: steps on theta a call, at least 0 (default 1).
-        warm_start: start each solve from the adjoints before it (default True), which takes four
-            vectors of the size of theta.
+        warm_start: start each solve from the adjoints before it, and from what the solver learned
+            of the curvature (default True). This takes four vectors of the size of theta, and with
+            :class:`bilevel.Auto` up to 200 more (64 MiB at most).
         reuse_state: keep the solver's factorization or preconditioner for this many calls before
             preparing it anew; 1 (default) prepares it every call.
         accumulate: hypergradients averaged before each step on phi (default 1).
@@ -124,6 +126,7 @@ class BilevelOptimizer:
         self.calls = 0
         self._adjoints: list[Tensor] = []
         self._state: State | None = None
+        self._learned = False
         self._gathered: list[Tensor] = []
         self._pending = 0
 
@@ -153,20 +156,21 @@ class BilevelOptimizer:
         inner_args = check_args(inner_args, "inner_args")
         self._descend(inner_args, inner_batches)
         self._draw()
-        fresh = self.calls % self.reuse_state == 0
+        kept = self._learned or self.calls % self.reuse_state > 0
         found, info = self.problem.implicit_grad(
             self.phi,
             self.theta,
             outer_args=outer_args,
             inner_args=inner_args,
             initial=self._guess(),
-            state=None if fresh else self._state,
+            state=self._state if kept else None,
             return_info=True,
         )
         if self.warm_start:
             adjoint = self._theta_layout.join(flatten(info.adjoint, "adjoint")[0])
             self._remember(adjoint, info.solution.result is Result.SUCCESS)
-        if self.reuse_state > 1:
+        self._learned = self.warm_start and info.solution.learned
+        if self._learned or self.reuse_state > 1:
             self._state = info.state
         self._gather(flatten(found, "the hypergradient")[0])
         self.calls += 1
@@ -265,6 +269,7 @@ class BilevelOptimizer:
             "adjoint": self._adjoints[-1] if self._adjoints else None,
             "earlier_adjoints": self._adjoints[:-1],
             "solver_state": self._state,
+            "learned": self._learned,
             "gathered": self._gathered,
             "pending": self._pending,
             "rng": rng,
@@ -278,11 +283,12 @@ class BilevelOptimizer:
             InputError: another version, other parameters, or an optimizer or a scheduler of
                 another kind. Nothing has changed then.
         """
-        if isinstance(state, dict) and state.get("version") == 1:  # had the last adjoint alone
-            state = {**state, "version": _VERSION, "earlier_adjoints": []}
+        if isinstance(state, dict) and state.get("version") in (1, 2):
+            # The first had the last adjoint alone, neither had anything learned.
+            state = {"earlier_adjoints": [], "learned": False, **state, "version": _VERSION}
         if not isinstance(state, dict) or state.get("version") != _VERSION:
             found = state.get("version") if isinstance(state, dict) else type(state).__name__
-            raise InputError(f"state has version {found!r}; this release reads 1 and {_VERSION}.")
+            raise InputError(f"state has version {found!r}; this release reads 1 to {_VERSION}.")
         before = self.state_dict()
         check_fits(state, before, self._theta_layout.size)
         try:
@@ -309,7 +315,9 @@ class BilevelOptimizer:
         if any(x.shape != last.shape or x.dtype != last.dtype for x in earlier):
             raise InputError("earlier_adjoints in state are not of the kind of adjoint.")
         adjoints = earlier if last is None else [*earlier, last]
-        self.calls, self._pending = state["calls"], state["pending"]
+        self.calls, self._pending, self._learned = (
+            state[name] for name in ("calls", "pending", "learned")
+        )
         self._adjoints, self._state, self._gathered = pytree.tree_map_only(
             Tensor,
             lambda tensor: tensor.to(device),

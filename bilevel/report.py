@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -49,7 +49,7 @@ class HypergradientInfo:
 
     @property
     def state(self) -> State:
-        """What the solver prepared; pass it as ``state=`` to use it again."""
+        """What the solver prepared or learned; pass it as ``state=`` to use it again."""
         return self.solution.state
 
 
@@ -66,7 +66,7 @@ def hypergradient_info(
 ) -> HypergradientInfo:
     """The report of a finished computation; ``adjoint`` is flat, the parts are leaves like phi."""
     tree = theta.unflatten(adjoint)
-    report = Solution(tree, solution.result, solution.stats, solution.state)
+    report = replace(solution, value=tree)
     return HypergradientInfo(
         outer_value=float(outer_value),
         direct=phi.tree(direct),

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from bilevel.operators import LinearOperator
 from bilevel.solution import State
+from bilevel.solvers._recycling import Recycled
+from bilevel.solvers._remembering import Remembering
 from bilevel.solvers.base import (
+    BREAKDOWN,
     NEGATIVE,
     SINGULAR,
-    Carry,
     Iterative,
     Outcome,
     Solver,
-    Stepwise,
     column,
 )
 from bilevel.solvers.cg import CG
@@ -26,8 +26,6 @@ from bilevel.solvers.gmres import GMRES
 from bilevel.solvers.minres import MINRES
 
 _SMALL = 128
-_ENTRIES = 2**22  # of remembered residuals: 16 MiB in single precision, 32 MiB in double
-_FEWEST = 32  # residuals; fewer have hardly any effect
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,12 @@ class Auto(Iterative):
     Orthogonal residuals spare it that: on a decaying spectrum of condition number 1e6 they save
     more than four fifths of the products. Plain :class:`bilevel.CG` needs less memory.
 
+    A solve by CG with one right-hand side also returns what it has learned of the operator: its
+    last directions and their images, 100 of each at most. Passed on as ``state=``, they are the
+    preconditioner of the next solve, which costs no product and remains of use while the operator
+    moves; where it does not, the solve goes on without it. :class:`bilevel.BilevelOptimizer`
+    passes it on by itself.
+
     Args:
         rtol: relative tolerance on the true residual (default by dtype); None is a fixed budget.
         atol: absolute tolerance, default 0.
@@ -58,7 +62,9 @@ class Auto(Iterative):
 
     Reference:
         Paige, Error analysis of the Lanczos algorithm, 1976, on why CG finds eigenvalues again;
-        Golub and Van Loan, Matrix computations, section 10.3, on keeping the vectors orthogonal.
+        Golub and Van Loan, Matrix computations, section 10.3, on keeping the vectors orthogonal;
+        Morales and Nocedal, Automatic preconditioning by limited memory quasi-Newton updating,
+        2000, on what a solve may learn from those before it.
     """
 
     def chosen(self, operator: LinearOperator) -> Solver:
@@ -71,72 +77,57 @@ class Auto(Iterative):
     def init(self, operator: LinearOperator) -> State:
         return self.chosen(operator).init(operator)
 
+    def learns(self, operator: LinearOperator) -> bool:
+        single = operator.batch is None and not self.fixed
+        return single and isinstance(self.chosen(operator), CG)
+
     def compute(
         self, operator: LinearOperator, rhs: Tensor, target: Tensor, state: State
     ) -> Outcome:
         solver = self.chosen(operator)
-        if isinstance(solver, CG):
-            outcome = _Remembering(solver).compute(operator, rhs, target, state)
+        if not isinstance(solver, CG):
+            return solver.compute(operator, rhs, target, state)
+        plain = Remembering(solver)
+        if state and len(rhs) == 1 and self.learns(operator):
+            recycling = Remembering(replace(solver, preconditioner=Recycled()))
+            outcome = recycling.compute(operator, rhs, target, state)
+            # What was learned of an operator that has become another one may be in the way.
+            spent = outcome.iterations >= self.steps(operator.size)
+            failed = spent | (outcome.flag == BREAKDOWN)
+            outcome = _gone_on(plain, failed, outcome, operator, rhs, target)
         else:
-            outcome = solver.compute(operator, rhs, target, state)
+            outcome = plain.compute(operator, rhs, target, {})
         # Zero curvature is no sign of a singular operator alone: p'Ap is 0 on the multipliers of a
         # constrained problem, whose matrix is indefinite.
         stuck = (outcome.flag == NEGATIVE) | (outcome.flag == SINGULAR)
-        if not isinstance(solver, CG) or not bool(stuck.any()):
-            return outcome
         minres = MINRES(self.rtol, self.atol, self.max_steps)
-        rest = torch.where(column(stuck), rhs - operator.rows(outcome.value), 0.0)
-        second = minres.compute(operator, rest, target, {})
-        return Outcome(
-            outcome.value + second.value,
-            outcome.iterations + second.iterations,
-            torch.where(stuck, second.flag, outcome.flag),
-            torch.minimum(outcome.curvature, second.curvature),
-        )
+        return _gone_on(minres, stuck, outcome, operator, rhs, target)
 
 
-@dataclass(frozen=True)
-class _Remembering(Stepwise):
-    """CG without a preconditioner whose residuals are kept orthogonal to those it has room for.
+def _gone_on(
+    solver: Solver,
+    concerned: Tensor,
+    outcome: Outcome,
+    operator: LinearOperator,
+    rhs: Tensor,
+    target: Tensor,
+) -> Outcome:
+    """What another solver makes of the rows concerned, ``[k]``, from where they stand.
 
-    Once the room is full they are let go, which leaves plain CG from there on: to take out the
-    early residuals alone would take out what CG has come back to.
+    Rows that stand further off than zero does begin there.
     """
-
-    cg: CG
-
-    def tolerances(self, dtype: torch.dtype) -> tuple[float | None, float]:
-        return self.cg.tolerances(dtype)
-
-    def steps(self, size: int) -> int:
-        return self.cg.steps(size)
-
-    def begin(self, rhs: Tensor, target: Tensor, state: State) -> Carry:
-        k, n = rhs.shape
-        room = min(_ENTRIES // rhs.numel(), n, self.steps(n))
-        memory = rhs.new_empty(k, room if room >= _FEWEST else 0, n)
-        return {**self.cg.begin(rhs, target, state), "memory": memory, "basis": memory[:, :0]}
-
-    def advance(
-        self, operator: LinearOperator, carry: Carry, state: State
-    ) -> tuple[Carry, tuple[Tensor, ...]]:
-        memory, basis = carry["memory"], carry["basis"]
-        count = basis.shape[1]
-        if count == memory.shape[1]:
-            return self.cg.advance(operator, carry, state)
-        # Without a preconditioner rz is r'r. A row that has arrived stands still: to store its
-        # residual would be to take it out of itself.
-        scale = torch.where(carry["active"], carry["rz"].rsqrt(), 0.0)
-        torch.mul(carry["r"], column(scale), out=memory[:, count])
-        basis = memory[:, : count + 1]
-        carry, record = self.cg.advance(operator, carry, state)
-        r = carry["r"]
-        strayed = torch.bmm(torch.bmm(r.unsqueeze(1), basis.mT), basis).squeeze(1)
-        r.sub_(strayed)
-        carry["p"].sub_(strayed)  # the direction was made from this residual
-        return {**carry, "basis": basis}, record
-
-    def finish(
-        self, carry: Carry, records: Sequence[Tensor], state: State, symmetric: bool
-    ) -> Outcome:
-        return self.cg.finish(carry, records, state, symmetric)
+    if not bool(concerned.any()):
+        return outcome
+    rest = rhs - operator.rows(outcome.value)
+    astray = torch.linalg.vector_norm(rest, dim=1) <= torch.linalg.vector_norm(rhs, dim=1)
+    astray = column(concerned & ~astray)  # NaN is astray, too
+    value = torch.where(astray, 0.0, outcome.value)
+    rest = torch.where(astray, rhs, torch.where(column(concerned), rest, 0.0))
+    second = solver.compute(operator, rest, target, {})
+    return Outcome(
+        value + second.value,
+        outcome.iterations + second.iterations,
+        torch.where(concerned, second.flag, outcome.flag),
+        torch.minimum(outcome.curvature, second.curvature),
+        learned=second.learned or outcome.learned,
+    )

@@ -44,6 +44,7 @@ class Outcome:
             nothing; infinite where a row took no step.
         tridiagonal: what they are the eigenvalues of, for :func:`bilevel._spectrum.ritz`, where
             the solver leaves that to whoever asks for them.
+        learned: the state for a next solve, where this one has made one of what it met.
     """
 
     value: Tensor
@@ -53,6 +54,7 @@ class Outcome:
     residual: Tensor | None = None
     ritz: tuple[Tensor, Tensor] | None = None
     tridiagonal: tuple[Tensor, Tensor] | None = None
+    learned: State | None = None
 
 
 class Solver(abc.ABC):
@@ -84,6 +86,10 @@ class Solver(abc.ABC):
             target: residual norm to reach, ``[k]``; tiny but positive for a fixed budget.
             state: what ``init`` returned, for this operator or one near it.
         """
+
+    def learns(self, operator: LinearOperator) -> bool:
+        """Whether states are made by the solves themselves, and fit an operator that has moved."""
+        return False
 
     def tolerances(self, dtype: torch.dtype) -> tuple[float | None, float]:
         """``(rtol, atol)`` in force for a dtype; rtol None means a fixed budget."""

@@ -91,7 +91,14 @@ class CG(Stepwise, Iterative):
     def advance(
         self, operator: LinearOperator, carry: Carry, state: State
     ) -> tuple[Carry, tuple[Tensor, ...]]:
-        x, r, p, rz, active = (carry[name] for name in ("x", "r", "p", "rz", "active"))
+        carry, record = self.descended(operator, carry)
+        z = precondition(self.preconditioner, state, carry["r"])
+        carry, beta = self.turned(carry, z)
+        return carry, (*record, beta)
+
+    def descended(self, operator: LinearOperator, carry: Carry) -> tuple[Carry, tuple[Tensor, ...]]:
+        """The first half of a step: x and r move along p."""
+        x, r, p, active = (carry[name] for name in ("x", "r", "p", "active"))
         zero = carry["zero"]  # a tensor: to wrap a number costs more than the operation
         ap = operator.rows_into(p, carry["ap"])
         pap = dot(p, ap)
@@ -100,25 +107,28 @@ class CG(Stepwise, Iterative):
         curvature = pap / square
         largest = torch.maximum(carry["largest"], curvature)
         active = active & (curvature > carry["rounding"] * largest)
-        alpha = torch.where(active, rz / pap, zero)
+        alpha = torch.where(active, carry["rz"] / pap, zero)
         length = column(alpha)
         x.addcmul_(length, p)
         r.addcmul_(length, ap, value=-1.0)
-        z = precondition(self.preconditioner, state, r)
-        rz_next = dot(r, z)
-        beta = torch.where(active, rz_next / rz, zero)
+        return {**carry, "ap": ap, "largest": largest, "active": active}, (*record, alpha)
+
+    def turned(self, carry: Carry, z: Tensor) -> tuple[Carry, Tensor]:
+        """The second half: p turns to the preconditioned residual z."""
+        r, p, active = carry["r"], carry["p"], carry["active"]
+        rz = dot(r, z)
+        beta = torch.where(active, rz / carry["rz"], carry["zero"])
         # The direction comes from the residual of this very step: a stale one breaks
         # conjugacy without any other sign.
         torch.addcmul(z, column(beta), p, out=p)
         lost = carry["lost"]
         if self.preconditioner is None:
-            active = active & (rz_next > carry["floor"])
+            active = active & (rz > carry["floor"])
         else:
             active = active & (dot(r, r) > carry["floor"])
-            lost = lost | (active & (rz_next <= 0))
+            lost = lost | (active & (rz <= 0))
             active = active & ~lost
-        after = {"ap": ap, "rz": rz_next, "largest": largest, "active": active, "lost": lost}
-        return {**carry, **after}, (*record, alpha, beta)
+        return {**carry, "rz": rz, "active": active, "lost": lost}, beta
 
     def finish(
         self, carry: Carry, records: Sequence[Tensor], state: State, symmetric: bool
