@@ -87,6 +87,9 @@ class Batches:
     Iterating yields what is left of the present epoch and then moves on to the next, so that a loop
     over `Batches` can be left, saved with `state_dict`, and taken up again elsewhere.
 
+    A table that needs at most 256 MiB as dense float32 is copied once, on an accelerator one that
+    needs at most 1 GiB; of a larger one each batch is made dense.
+
     Args:
         X: inputs, sparse or dense, ``[n, d]``.
         Y: gold outputs, sparse or dense, ``[n, L]``.

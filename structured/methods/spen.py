@@ -63,7 +63,8 @@ class SPEN(Method):
             clamping, which needs ``entropy=0``).
         entropy: weight of the entropy, the paper's lambda_H.
         start: where inference starts: "network", its prediction, or "centre", as published.
-        cost: Delta, one of `structured.costs` or a function like them.
+        cost: Delta, one of `structured.costs` or a function like them; soft F1 and Hamming are
+            faster, since inference takes their gradients by formula.
         cost_weight: multiplies Delta.
         max_norm: clip the norm of the gradient after pretraining; 1 in the published code.
 
