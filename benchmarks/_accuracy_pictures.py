@@ -19,12 +19,14 @@ CURVES = {
     "Chebyshev": {"color": "#555555", "linestyle": ":"},
     "Neumann": {"color": "#000000", "linestyle": ":"},
 }
-STARTS: dict[tuple[str, bool], tuple[str, dict[str, Any]]] = {
-    ("zero", False): ("from zero", {"color": "#D55E00"}),
-    ("last", False): ("from the last adjoint", {"color": "#E69F00", "linestyle": "--"}),
-    ("predicted", False): ("predicted from the last four", {"color": "#0072B2"}),
-    ("zero", True): ("Nystrom kept", {"color": "#009E73", "linestyle": "--"}),
-    ("predicted", True): ("predicted, Nystrom kept", {"color": "#CC79A7"}),
+WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "zero": ("CG from zero", {"color": "#D55E00"}),
+    "last": ("CG from the last adjoint", {"color": "#E69F00", "linestyle": "--"}),
+    "predicted": ("CG, predicted", {"color": "#56B4E9"}),
+    "kept": ("CG, Nystrom kept", {"color": "#009E73", "linestyle": "--"}),
+    "both": ("CG, predicted, Nystrom kept", {"color": "#CC79A7"}),
+    "Auto": ("Auto from zero", {"color": "#999999", "linestyle": "--"}),
+    "learned": ("Auto, predicted and learned", {"color": "#0072B2", "linewidth": 2.2}),
 }
 
 
@@ -82,12 +84,11 @@ def _errors(panel: Any, rows: list[dict[str, Any]]) -> None:
 
 
 def _trajectories(panel: Any, rows: list[dict[str, Any]]) -> None:
-    # The tighter tolerance and the usual step size, of plain CG.
+    # The tighter tolerance and the usual step size.
     rtol, pace = min(row["rtol"] for row in rows), max(row["pace"] for row in rows)
     for row in rows:
-        key = (row["start"], row["kept"])
         if (row["rtol"], row["pace"]) == (rtol, pace):
-            label, style = STARTS[key]
+            label, style = WAYS[row["way"]]
             total = list(accumulate(row["each"]))
             places = range(0, len(total), 2)  # every other step: the file stays small
             panel.plot(

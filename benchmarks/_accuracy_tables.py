@@ -37,25 +37,13 @@ def print_to_accuracy(rows: Rows) -> None:
 
 def print_trajectories(rows: Rows) -> None:
     """Products along one trajectory."""
-    names = {
-        ("zero", False): "zero",
-        ("last", False): "last",
-        ("predicted", False): "predicted",
-        ("zero", True): "kept",
-        ("predicted", True): "both",
-    }
+    ways = list(dict.fromkeys(row["way"] for row in rows))
     print_table(
-        f"{rows[0]['problem']}: products of {len(rows[0]['each'])} outer steps by CG, "
+        f"{rows[0]['problem']}: products of {len(rows[0]['each'])} outer steps, "
         f"{rows[0]['pace']:g} of the usual step size",
-        ["residual", *names.values()],
+        ["residual", *ways],
         [
-            [
-                f"{rtol:.0e}",
-                *(
-                    str(_one(rows, rtol=rtol, start=start, kept=kept)["products"])
-                    for start, kept in names
-                ),
-            ]
+            [f"{rtol:.0e}", *(str(_one(rows, rtol=rtol, way=way)["products"]) for way in ways)]
             for (rtol,) in _keys(rows, "rtol")
         ],
     )
@@ -98,21 +86,26 @@ def conclusions(counted: Rows, trajectories: Rows) -> None:
             for row in nystrom
         ],
     )
-    starts = [_starts(trajectories, *key) for key in _keys(trajectories, "problem", "pace", "rtol")]
-    print_table(
-        "Along the trajectory, CG: times fewer products than from zero (goal: 2)",
-        ["problem", "pace", "residual", "from zero", "last", "predicted", "kept", "both"],
-        [
+    ways = [way for (way,) in _keys(trajectories, "way") if way != "zero"]
+    for what in ("products", "seconds"):
+        found = [
+            (key, _along(trajectories, what, *key))
+            for key in _keys(trajectories, "problem", "pace", "rtol")
+        ]
+        print_table(
+            f"Along the trajectory: times fewer {what} than by CG from zero (goal: 2)",
+            ["problem", "pace", "residual", "from zero", *ways],
             [
-                row["problem"],
-                f"{row['pace']:g}",
-                f"{row['rtol']:.0e}",
-                str(row["zero"]),
-                *(_times(row["zero"], row[name]) for name in ("last", "predicted", "kept", "both")),
-            ]
-            for row in starts
-        ],
-    )
+                [
+                    problem,
+                    f"{pace:g}",
+                    f"{rtol:.0e}",
+                    f"{spent['zero']:.4g}",
+                    *(_times(spent["zero"], spent[way]) for way in ways),
+                ]
+                for (problem, pace, rtol), spent in found
+            ],
+        )
 
 
 def _auto(rows: Rows, problem: str, target: float) -> dict[str, Any]:
@@ -152,21 +145,10 @@ def _nystrom(rows: Rows, problem: str, target: float) -> dict[str, Any]:
     }
 
 
-def _starts(rows: Rows, problem: str, pace: float, rtol: float) -> dict[str, Any]:
-    def products(start: str, kept: bool) -> int:
-        key = {"problem": problem, "pace": pace, "rtol": rtol}
-        return _one(rows, **key, start=start, kept=kept)["products"]
-
-    return {
-        "problem": problem,
-        "pace": pace,
-        "rtol": rtol,
-        "zero": products("zero", False),
-        "last": products("last", False),
-        "predicted": products("predicted", False),
-        "kept": products("zero", True),
-        "both": products("predicted", True),
-    }
+def _along(rows: Rows, what: str, problem: str, pace: float, rtol: float) -> dict[str, float]:
+    key = {"problem": problem, "pace": pace, "rtol": rtol}
+    ways = [way for (way,) in _keys(rows, "way")]
+    return {way: _one(rows, **key, way=way)[what] for way in ways}
 
 
 def _keys(rows: Rows, *names: str) -> list[tuple[Any, ...]]:
@@ -177,5 +159,5 @@ def _one(rows: Rows, **wanted: Any) -> dict[str, Any]:
     return next(row for row in rows if all(row[name] == value for name, value in wanted.items()))
 
 
-def _times(more: int | None, fewer: int | None) -> str:
+def _times(more: float | None, fewer: float | None) -> str:
     return "-" if not more or not fewer else f"{more / fewer:.1f}"

@@ -6,10 +6,11 @@
 For every solver, with and without a preconditioner, tolerances are tightened by half a decade at a
 time (ranks and terms doubled) until the hypergradient is within 1e-3 and then 1e-6 of the exact one
 in double precision. Products include those that prepare. Then 50 outer steps, the inner problem
-solved anew at each: from zero, from the last adjoint, from the prediction that ``BilevelOptimizer``
-makes of the last four, and with a Nystrom preconditioner that is made once and kept. All variants
-meet the same systems, along a trajectory of exact hypergradients. Figures are saved after every
-problem; ``--resume`` goes on from there.
+solved anew at each, in several ways: CG from zero, from the last adjoint, as ``BilevelOptimizer``
+runs it (from a prediction), and with a Nystrom preconditioner that is made once and kept; ``Auto``
+from zero, and as ``BilevelOptimizer`` runs it (from a prediction, and with what the solves before
+have learned). All meet the same systems, along a trajectory of exact hypergradients. Figures are
+saved after every problem; ``--resume`` goes on from there.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import json
 import time
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,17 +31,37 @@ from torch import Tensor
 
 import bilevel
 
+
+@dataclass(frozen=True)
+class Way:
+    """How the solves along a trajectory are made.
+
+    Attributes:
+        solver: of each of them.
+        last: whether it starts from the last adjoint.
+        nystrom: whether a preconditioner is made at the first step, and kept.
+        loop: whether ``BilevelOptimizer`` makes them.
+    """
+
+    solver: type[bilevel.CG] | type[bilevel.Auto]
+    last: bool = False
+    nystrom: bool = False
+    loop: bool = False
+
+
 TARGETS = (1e-3, 1e-6)
 TOLERANCES = [10.0 ** (-k / 2) for k in range(1, 23)]
 BUDGET = 1000  # products; what needs more has not reached its target
 RANK = 80
-STARTS = (
-    ("zero", False),
-    ("last", False),
-    ("predicted", False),
-    ("zero", True),
-    ("predicted", True),
-)
+WAYS: dict[str, Way] = {
+    "zero": Way(bilevel.CG),
+    "last": Way(bilevel.CG, last=True),
+    "predicted": Way(bilevel.CG, loop=True),
+    "kept": Way(bilevel.CG, nystrom=True),
+    "both": Way(bilevel.CG, nystrom=True, loop=True),
+    "Auto": Way(bilevel.Auto),
+    "learned": Way(bilevel.Auto, loop=True),
+}
 Made = Iterator[bilevel.Solver]
 
 
@@ -70,8 +92,9 @@ def solvers(size: int) -> dict[str, Callable[[], Made]]:
     for name, per_step in (("CG", 1), ("MINRES", 1), ("GMRES", 1), ("BiCGStab", 2)):
         kind = getattr(bilevel, name)
         found[f"{name}, Nystrom of rank {RANK}"] = tightened(kind, per_step, preconditioner=nystrom)
-    rough = bilevel.NystromPreconditioner(RANK // 4)
-    found[f"CG, Nystrom of rank {RANK // 4}"] = tightened(bilevel.CG, preconditioner=rough)
+    for rank in (RANK // 4, RANK // 2):
+        rough = bilevel.NystromPreconditioner(rank)
+        found[f"CG, Nystrom of rank {rank}"] = tightened(bilevel.CG, preconditioner=rough)
     jacobi = bilevel.Jacobi(probes=20)
     found["CG, Jacobi of 20 probes"] = tightened(bilevel.CG, preconditioner=jacobi)
     if size <= BUDGET:
@@ -111,8 +134,8 @@ def to_accuracy(problem: Problem) -> list[dict[str, Any]]:
 
 
 def _prepared(problem: Problem, made: bilevel.ImplicitProblem, info: Any) -> int:
-    """Products that a kept state saves."""
-    if not info.state:
+    """Products that a prepared state saves."""
+    if not info.state or info.solution.learned:
         return 0
     again = made.implicit_grad(problem.phi, problem.theta, state=info.state, return_info=True)[1]
     return info.solution.stats.products - again.solution.stats.products
@@ -123,38 +146,38 @@ def along(problem: Problem, steps: int, pace: float) -> list[dict[str, Any]]:
     points = problem.trajectory(steps, pace)
     rows = []
     for rtol in TARGETS:
-        for start, kept in STARTS:
-            preconditioner = bilevel.NystromPreconditioner(RANK) if kept else None
-            solver = bilevel.CG(rtol=rtol, max_steps=BUDGET, preconditioner=preconditioner)
+        for name, way in WAYS.items():
+            options: dict[str, Any] = {}
+            if way.nystrom:
+                options["preconditioner"] = bilevel.NystromPreconditioner(RANK)
+            solver = way.solver(rtol=rtol, max_steps=BUDGET, **options)
             made = bilevel.ImplicitProblem(
                 problem.outer, problem.inner, solver, on_failure="ignore"
             )
+            spend = _by_the_loop if way.loop else _one_by_one
             begin = time.process_time()
-            each = _spent(made, points, start, kept)
+            each = spend(made, points, way)
             seconds = time.process_time() - begin
-            row = {"problem": problem.name, "pace": pace, "rtol": rtol, "start": start}
-            total = {"products": sum(each), "seconds": seconds, "each": each}
-            rows.append(row | {"kept": kept} | total)
+            row = {"problem": problem.name, "pace": pace, "rtol": rtol, "way": name}
+            rows.append(row | {"products": sum(each), "seconds": seconds, "each": each})
     return rows
 
 
-def _spent(
-    made: bilevel.ImplicitProblem, points: list[tuple[Tensor, Tensor]], start: str, kept: bool
+def _one_by_one(
+    made: bilevel.ImplicitProblem, points: list[tuple[Tensor, Tensor]], way: Way
 ) -> list[int]:
     """Products at each point of a trajectory that is given."""
-    if start == "predicted":
-        return _by_the_loop(made, points, kept)
     products, initial, state = [], None, None
     for point in points:
         _, info = made.implicit_grad(*point, initial=initial, state=state, return_info=True)
         products.append(info.solution.stats.products)
-        initial = info.adjoint if start == "last" else None
-        state = info.state if kept else None
+        initial = info.adjoint if way.last else None
+        state = info.state if way.nystrom else None
     return products
 
 
 def _by_the_loop(
-    made: bilevel.ImplicitProblem, points: list[tuple[Tensor, Tensor]], kept: bool
+    made: bilevel.ImplicitProblem, points: list[tuple[Tensor, Tensor]], way: Way
 ) -> list[int]:
     """The same as ``BilevelOptimizer`` does it, told where to go instead of stepping there."""
     phi, theta = (leaf.clone().requires_grad_() for leaf in points[0])
@@ -165,7 +188,7 @@ def _by_the_loop(
         phi=phi,
         theta=theta,
         inner_steps=0,
-        reuse_state=len(points) if kept else 1,
+        reuse_state=len(points) if way.nystrom else 1,
     )
     products = []
     for point in points:

@@ -77,15 +77,14 @@ class Condition:
         operator = operator.T if transposed else operator
         if not self.depth:
             rows = b.detach().reshape(-1, n)
-            return solve_rows(operator, rows, self.solver, on_failure=self.on_failure).value.view(
-                b.shape
-            )
+            found = solve_rows(operator, rows, self.solver, on_failure=self.on_failure, full=False)
+            return found.value.view(b.shape)
         # A batched operator takes one right-hand side per matrix at a time.
         columns = b.detach().reshape(point.shape[0], -1, n).unbind(1)
         state, values = None, []
         for rows in columns:
             solution = solve_rows(
-                operator, rows, self.solver, state=state, on_failure=self.on_failure
+                operator, rows, self.solver, state=state, on_failure=self.on_failure, full=False
             )
             state = solution.state
             values.append(solution.value)

@@ -112,11 +112,12 @@ def solve_rows(
     initial: Tensor | None = None,
     state: State | None = None,
     on_failure: OnFailure = "warn",
-    spectrum: bool = True,
+    full: bool = True,
 ) -> Solution:
     """:func:`solve` on rows ``[k, n]``, for the rest of the package.
 
-    Without ``spectrum`` the Ritz values, which cost an eigendecomposition, are left out.
+    Unless ``full``, what costs time and only a report shows is left out: the Ritz values, and the
+    state for a next solve that this one could make of what it has met.
     """
     solver = check_options(solver, on_failure)
     if solver.needs_symmetric and not operator.symmetric:
@@ -133,7 +134,7 @@ def solve_rows(
         )
     # The caller's autocast is for the caller's functions: a solve in bfloat16 meets no tolerance.
     with torch.no_grad(), without_autocast(operator.device):
-        solution = _solve(_Counted(operator, len(rows)), rows, solver, initial, state, spectrum)
+        solution = _solve(_Counted(operator, len(rows)), rows, solver, initial, state, full)
     if not solution.result.ok:
         report(solution, solver, on_failure)
     return solution
@@ -213,7 +214,7 @@ def _solve(
     solver: Solver,
     initial: Tensor | None,
     state: State | None,
-    spectrum: bool,
+    full: bool,
 ) -> Solution:
     if rows.shape[1] == 0:
         return _nothing_to_solve(rows, state)
@@ -241,9 +242,9 @@ def _solve(
     if asked:
         progress = _refine(operator, system, solver, state, progress, budget)
     table = figures(system, progress, outcome.curvature).tolist()
-    ritz = extremes(outcome) if spectrum else None
+    ritz = extremes(outcome) if full else None
     answer = progress.value * column(system.scale)
-    kept = dict(state) if outcome.learned is None else outcome.learned
+    kept = outcome.learned() if full and outcome.learned else dict(state)
     found = verdict(answer, table, asked, budget, solver, operator.products, ritz, kept)
     return replace(found, learned=solver.learns(operator))
 

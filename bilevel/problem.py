@@ -176,7 +176,7 @@ class ImplicitProblem:
             guess,
             state,
             self.on_failure,
-            spectrum=return_info,
+            full=return_info,
         )
         name_negative_curvature(solution, self.damping, self.on_failure)
         adjoint = solution.value.squeeze(0)

@@ -101,7 +101,8 @@ def _newton(
         # Negative curvature ends CG early; what it has found until then is a descent direction.
         solver = CG(rtol=min(0.5, math.sqrt(norm)), max_steps=min(2 * layout.size + 10, 200))
         operator = damped(HessianOperator(made, layout), damping)
-        solution = solve_rows(operator, -gradient.unsqueeze(0), solver, on_failure="ignore")
+        rows = -gradient.unsqueeze(0)
+        solution = solve_rows(operator, rows, solver, on_failure="ignore", full=False)
         direction = solution.value.squeeze(0)
         slope = float(torch.dot(direction, gradient))
         if slope >= 0:

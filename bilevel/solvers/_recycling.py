@@ -57,11 +57,14 @@ def learned(
     """
     # With z the preconditioned residuals, z'Az is L L' with L bidiagonal (Golub and Van Loan,
     # Matrix computations, section 11.3). So the directions, scaled to s'As = 1, are L^-1 z, and
-    # their images are differences of residuals: no product and no vector more is kept for them.
-    lower = alpha.rsqrt().diag() - (beta[:-1] / alpha[:-1]).sqrt().diag(-1)
-    directions = torch.linalg.solve_triangular(lower, preconditioned, upper=False)
-    images = lower.T @ residuals
-    images[-1] -= alpha[-1].rsqrt() * last
+    # their images are differences of residuals: nothing had to be kept for them.
+    lengths = alpha.sqrt().unsqueeze(1)
+    directions = preconditioned * lengths
+    for index, part in enumerate((beta[:-1] * alpha[1:] / alpha[:-1]).sqrt(), start=1):
+        directions[index].addcmul_(part, directions[index - 1])
+    after = torch.cat([residuals[1:] * beta[:-1].sqrt().unsqueeze(1), last.unsqueeze(0)])
+    images = (residuals - after) / lengths
+    directions, images = directions[-_PAIRS:], images[-_PAIRS:]
     # What is left at last, the pairs do not hold: its curvature stands for all they do not.
     level = 1 / (alpha[-1].reciprocal() + (beta[-2] / alpha[-2] if len(alpha) > 1 else 0.0))
     level = level.double() * old.get("level", 1.0)

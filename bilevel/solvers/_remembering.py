@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -78,14 +79,15 @@ class Remembering(Stepwise):
     ) -> Outcome:
         outcome = self.cg.finish(carry, records, state, symmetric)
         *_, alpha, beta = records
-        return replace(outcome, learned=_learned(carry, alpha[:, 0], beta[:, 0], state))
+        if len(carry["r"]) != 1 or alpha.dtype not in (torch.float32, torch.float64):
+            return outcome
+        learn = functools.partial(_learned, carry, alpha[:, 0], beta[:, 0], state)
+        return replace(outcome, learned=learn)
 
 
-def _learned(carry: Carry, alpha: Tensor, beta: Tensor, state: State) -> State | None:
-    """What a next solve may start from, where there is one right-hand side to learn from."""
+def _learned(carry: Carry, alpha: Tensor, beta: Tensor, state: State) -> State:
+    """What a next solve may start from, after one with a single right-hand side."""
     memory, duals = carry["memory"], carry["duals"]
-    if len(memory) != 1 or memory.dtype not in (torch.float32, torch.float64):
-        return None
     steps, stored = int((alpha > 0).sum()), carry["basis"].shape[1]
     if stored < steps:  # the residual after the last one stored was let go
         count = stored - 1
@@ -94,5 +96,5 @@ def _learned(carry: Carry, alpha: Tensor, beta: Tensor, state: State) -> State |
         count = steps
         last = carry["r"][0] * carry["scale"][0]
     if count < 1:
-        return None
+        return dict(state)
     return learned(memory[0, :count], duals[0, :count], alpha[:count], beta[:count], last, state)

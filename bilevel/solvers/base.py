@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -44,7 +44,7 @@ class Outcome:
             nothing; infinite where a row took no step.
         tridiagonal: what they are the eigenvalues of, for :func:`bilevel._spectrum.ritz`, where
             the solver leaves that to whoever asks for them.
-        learned: the state for a next solve, where this one has made one of what it met.
+        learned: makes the state for a next solve of what this one has met, where it can.
     """
 
     value: Tensor
@@ -54,7 +54,7 @@ class Outcome:
     residual: Tensor | None = None
     ritz: tuple[Tensor, Tensor] | None = None
     tridiagonal: tuple[Tensor, Tensor] | None = None
-    learned: State | None = None
+    learned: Callable[[], State] | None = None
 
 
 class Solver(abc.ABC):

@@ -227,3 +227,17 @@ def test_the_loop_reads_states_from_before_it_learned(version: int) -> None:
     del state["learned"]
     again.load_state_dict(state)
     assert again.step().solution.result is Result.SUCCESS
+
+
+def test_nothing_is_made_of_a_solve_that_nobody_asks_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    remembering = importlib.import_module("bilevel.solvers._remembering")
+    monkeypatch.setattr(remembering, "learned", lambda *_: asked.append(True) or {})
+    A, theta = decaying(1e2), torch.zeros(SIZE, dtype=F64)
+    problem = bilevel.ImplicitProblem(
+        outer=lambda p, t: (t - 1).square().sum(), inner=lambda p, t: 0.5 * t @ A @ t - t @ p
+    )
+    problem.implicit_grad(torch.ones(SIZE, dtype=F64), theta)
+    assert not asked
+    problem.implicit_grad(torch.ones(SIZE, dtype=F64), theta, return_info=True)
+    assert asked
