@@ -241,3 +241,15 @@ def test_nothing_is_made_of_a_solve_that_nobody_asks_about(monkeypatch: pytest.M
     assert not asked
     problem.implicit_grad(torch.ones(SIZE, dtype=F64), theta, return_info=True)
     assert asked
+
+
+def test_steps_taken_between_two_looks_at_the_residual_are_not_learned_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    base = importlib.import_module("bilevel.solvers.base")
+    A, b = decaying(1e2), normal(SIZE, seed=1)
+    wanted = solve(A, b).state
+    monkeypatch.setattr(base, "check_interval", lambda device: 8)  # as on an accelerator
+    found = solve(A, b).state
+    for name, tensor in wanted.items():
+        torch.testing.assert_close(found[name], tensor)
