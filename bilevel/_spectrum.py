@@ -1,7 +1,8 @@
-"""Cheap looks at a symmetric operator: its extreme eigenvalues, and a low-rank picture of it."""
+"""Cheap looks at an operator: its scale, its extreme eigenvalues, and a low-rank picture of it."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -102,8 +103,50 @@ def ritz(diagonal: Tensor, off: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def settled(smallest: Tensor, largest: Tensor, noise: float) -> Tensor:
-    """The smallest curvature, 0 where it is within rounding of 0: no sign to be read there."""
-    return torch.where(smallest.abs() <= noise * largest.abs(), 0.0, smallest)
+    """The smallest curvature, 0 where it is within rounding of 0: no sign to be read there.
+
+    Infinite, where none was seen, it stays.
+    """
+    near = (smallest.abs() <= noise * largest.abs()) & smallest.isfinite()
+    return torch.where(near, 0.0, smallest)
+
+
+class Scaled:
+    """Products with an operator, in a scale in which squares neither overflow nor vanish.
+
+    The first product tells the scale. In the range of ordinary numbers it is one, and costs
+    nothing.
+    """
+
+    def __init__(self, operator: LinearOperator) -> None:
+        self._operator = operator
+        self._scale: Tensor | None = None
+        self._known = False
+
+    def rows(self, rows: Tensor) -> Tensor:
+        """``scale A v`` for every row v of ``[k, n]``."""
+        product = self._operator.rows(rows)
+        if not self._known:
+            self._scale, self._known = _scale(product), True
+        return product if self._scale is None else product * self._scale.unsqueeze(1)
+
+    def solution(self, value: Tensor) -> Tensor:
+        """The solution ``[k, n]`` of A from that of ``scale A``."""
+        return value if self._scale is None else value * self._scale.unsqueeze(1)
+
+    def curvature(self, seen: Tensor) -> Tensor:
+        """The curvature ``[k]`` of A from that of ``scale A``."""
+        return seen if self._scale is None else seen / self._scale
+
+
+def _scale(rows: Tensor) -> Tensor | None:
+    """Powers of two ``[k]`` that bring rows to a largest entry near one; None if all are near."""
+    wide = torch.promote_types(rows.dtype, torch.float32)
+    exponent = torch.frexp(rows.abs().amax(1).to(wide)).exponent
+    reach = -math.floor(math.log2(torch.finfo(rows.dtype).tiny))
+    if not bool((exponent.abs() > reach // 6).any()):
+        return None
+    return torch.exp2(-exponent.clamp(-reach, reach).to(wide)).to(rows.dtype)
 
 
 @dataclass(frozen=True)

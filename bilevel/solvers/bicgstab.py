@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bilevel._spectrum import Scaled
 from bilevel.operators import LinearOperator
 from bilevel.preconditioners import PreconditionerLike, precondition, prepare
 from bilevel.solution import State
@@ -62,6 +63,7 @@ class BiCGStab(Iterative):
         flag = torch.zeros_like(active, dtype=torch.int64)
         iterations = torch.zeros_like(flag)
         track = CurvatureTrack(rhs)
+        products = Scaled(operator)
         rounding = torch.finfo(rhs.dtype).eps
         every = check_interval(rhs.device)
 
@@ -69,14 +71,14 @@ class BiCGStab(Iterative):
             if not self.fixed and step % every == 0 and not bool(active.any()):
                 break
             p_hat = precondition(self.preconditioner, state, p)
-            v = operator.rows(p_hat)
+            v = products.rows(p_hat)
             square = dot(p_hat, p_hat)
             track.note(dot(p_hat, v), square, active & (square != 0))
             overlap = dot(shadow, v)
             alpha = torch.where(active, ratio(rho, overlap), 0.0)
             s = r - column(alpha) * v
             s_hat = precondition(self.preconditioner, state, s)
-            t = operator.rows(s_hat)
+            t = products.rows(s_hat)
             square = dot(s_hat, s_hat)
             track.note(dot(s_hat, t), square, active & (square != 0))
             omega = torch.where(active, ratio(dot(t, s), dot(t, t)), 0.0)
@@ -99,4 +101,5 @@ class BiCGStab(Iterative):
             p = r + column(beta) * (p - column(omega) * v)
             rho = rho_next
 
-        return Outcome(x, iterations, flag, track.read()[0])
+        smallest = products.curvature(track.read()[0])
+        return Outcome(products.solution(x), iterations, flag, smallest)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bilevel._spectrum import settled
+from bilevel._spectrum import Scaled, settled
 from bilevel.operators import LinearOperator, finite
 from bilevel.preconditioners import PreconditionerLike, precondition, prepare
 from bilevel.solution import State
@@ -68,13 +68,16 @@ class GMRES(Iterative):
         deficient = norm < 0
         smallest = torch.full_like(norm, math.inf)
         budget = self.steps(operator.size)
+        products = Scaled(operator)
         while budget > 0 and bool((norm > target).any()):
-            correction, hessenberg = self._cycle(operator, r, norm, target, state, budget)
+            correction, hessenberg = self._cycle(products, r, norm, target, state, budget)
             steps = hessenberg.shape[2]
             values = torch.linalg.svdvals(hessenberg)
             deficient = values[:, -1] <= steps * torch.finfo(r.dtype).eps * values[:, 0]
             if self.preconditioner is None:
-                smallest = torch.minimum(smallest, _curvature(hessenberg).to(r.dtype))
+                seen = products.curvature(_curvature(hessenberg).to(r.dtype))
+                smallest = torch.minimum(smallest, seen)
+            correction = products.solution(correction)
             x_next = x + precondition(self.preconditioner, state, correction)
             r_next = rhs - operator.rows(x_next)
             norm_next = torch.linalg.vector_norm(r_next, dim=1)
@@ -91,7 +94,7 @@ class GMRES(Iterative):
 
     def _cycle(
         self,
-        operator: LinearOperator,
+        products: Scaled,
         r: Tensor,
         norm: Tensor,
         target: Tensor,
@@ -112,7 +115,7 @@ class GMRES(Iterative):
         every = check_interval(r.device)
         steps = 0
         for j in range(length):
-            w = operator.rows(precondition(self.preconditioner, state, basis[:, j]))
+            w = products.rows(precondition(self.preconditioner, state, basis[:, j]))
             before = torch.linalg.vector_norm(w, dim=1)
             known = basis[:, : j + 1]
             for _ in range(2):

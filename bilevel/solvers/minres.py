@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from bilevel._spectrum import ritz, settled
+from bilevel._spectrum import Scaled, ritz, settled
 from bilevel.operators import LinearOperator
 from bilevel.preconditioners import PreconditionerLike, precondition, prepare
 from bilevel.solution import State
@@ -73,12 +74,14 @@ class MINRES(Iterative):
         # norm of M^-1, and the target is carried over by the ratio at the start.
         goal = target * ratio(beta, norm)
         phibar = beta.clone()
-        old_beta = torch.ones_like(beta)
+        old_beta, old_shrink = torch.ones_like(beta), torch.ones_like(beta)
         dbar, epsilon = torch.zeros_like(beta), torch.zeros_like(beta)
         cosine, sine = -torch.ones_like(beta), torch.zeros_like(beta)
         w, w_before = torch.zeros_like(rhs), torch.zeros_like(rhs)
         iterations = torch.zeros_like(flag)
         track = CurvatureTrack(rhs)
+        products = Scaled(operator)
+        standing = _Standing(x, phibar)
         scale = torch.zeros_like(beta)
         rounding = 16 * torch.finfo(rhs.dtype).eps
         every = check_interval(rhs.device)
@@ -89,16 +92,17 @@ class MINRES(Iterative):
         for step in range(self.steps(operator.size)):
             if not self.fixed and step % every == 0 and not bool(active.any()):
                 break
-            v = z * column(ratio(torch.ones_like(beta), beta))
-            y = operator.rows(v)
+            shrink = _inverse(beta)
+            v = z * column(shrink)
+            y = products.rows(v)
             alfa = dot(v, y)
             track.note(alfa, dot(v, v), active)
-            y = y - column(ratio(alfa, beta)) * current
+            y = torch.addcmul(y, column(alfa * shrink), current, value=-1.0)
             if step > 0:
-                y = y - column(ratio(beta, old_beta)) * previous
+                y = y.addcmul_(column(beta * old_shrink), previous, value=-1.0)
             previous, current = current, y
             z = precondition(self.preconditioner, state, current)
-            old_beta, square = beta, dot(current, z)
+            old_beta, old_shrink, square = beta, shrink, dot(current, z)
             scale = torch.maximum(scale, alfa.abs() + old_beta * (step > 0))
             lost = active & (square < -((rounding * scale) ** 2))
             beta = square.clamp_min(0).sqrt()
@@ -112,23 +116,103 @@ class MINRES(Iterative):
             gbar = sine * dbar - cosine * alfa
             old_epsilon, epsilon = epsilon, sine * beta
             dbar = -cosine * beta
+            slope, most = torch.hypot(gbar, dbar), torch.maximum(scale, beta)
+            if standing.low(slope, most, active):
+                active = active & standing.moves(slope / most, x, phibar, active, step)
             gamma = torch.hypot(gbar, beta)
             singular = active & (gamma <= rounding * scale)
             flag = torch.where(lost, BREAKDOWN, torch.where(singular, SINGULAR, flag))
             active = active & ~lost & ~singular
-            cosine, sine = ratio(gbar, gamma), ratio(beta, gamma)
+            shrink = _inverse(gamma)
+            cosine, sine = gbar * shrink, beta * shrink
             phi, phibar = cosine * phibar, torch.where(active, sine * phibar, phibar)
             w_next = v - column(old_epsilon) * w_before - column(delta) * w
-            w_before, w = w, w_next * column(ratio(torch.ones_like(gamma), gamma))
+            w_before, w = w, w_next * column(shrink)
             x.addcmul_(w, column(torch.where(active, phi, 0.0)))
             iterations += active
             active = active & (phibar.abs() > goal) & (beta > 0)
 
-        smallest = track.read()[0]
+        def size(value: Tensor) -> Tensor:
+            rest = rhs - products.rows(value)
+            return dot(rest, precondition(self.preconditioner, state, rest)).sqrt()
+
+        x, stood = standing.better(x, phibar.abs() > goal, size)
+        # Rows whose steps ran out before it could be told are just short of steps.
+        flag = torch.where(stood & (~active | standing.waited(iterations)), SINGULAR, flag)
+        x, smallest = products.solution(x), products.curvature(track.read()[0])
         if self.preconditioner is not None or not diagonal:
             return Outcome(x, iterations, flag, smallest)
         tridiagonal = torch.stack(diagonal, dim=1), torch.stack(off, dim=1)
         lowest, highest = ritz(*tridiagonal, torch.stack(working).sum(0))
         # The Lanczos vectors may all show positive curvature where their combinations do not.
         seen = settled(lowest, torch.maximum(highest, -lowest), rounding).to(rhs.dtype)
-        return Outcome(x, iterations, flag, torch.minimum(smallest, seen), ritz=(lowest, highest))
+        smallest = torch.minimum(smallest, products.curvature(seen))
+        ends = products.curvature(lowest), products.curvature(highest)
+        return Outcome(x, iterations, flag, smallest, ritz=ends)
+
+
+def _inverse(positive: Tensor) -> Tensor:
+    """``1 / positive``, 0 where that is 0."""
+    return torch.where(positive > 0, positive.reciprocal(), 0.0)
+
+
+class _Standing:
+    """Where each row stood when ``A r`` was next to nothing: there, if A is singular, it ends.
+
+    A residual that A takes to next to nothing is one that no x lowers, or one that only a tiny
+    eigenvalue lowers. Going on tells: the second takes about as many steps as were needed so far,
+    while in the first nothing but rounding is left, in which x grows without bound.
+
+    Reference:
+        Paige and Saunders, LSQR, 1982, section 6, on stopping by ``||A r|| / (||A|| ||r||)``; Choi,
+        Paige and Saunders, MINRES-QLP, 2011, on MINRES where A is singular.
+    """
+
+    def __init__(self, x: Tensor, phibar: Tensor) -> None:
+        self._x, self._phibar = x, phibar
+        self._least = torch.full_like(phibar, 10 * torch.finfo(x.dtype).eps ** 0.5)
+        self._met = torch.zeros_like(phibar, dtype=torch.bool)
+        self._over = self._met
+        self._until = torch.zeros_like(phibar, dtype=torch.int64)
+        self._any = not x.is_cpu  # to ask an accelerator costs more than to work for nothing
+
+    def low(self, slope: Tensor, most: Tensor, active: Tensor) -> bool:
+        """Whether any row is, or was, where ``||A r|| / ||r||`` is little of ``||A||``."""
+        self._any = self._any or bool((active & (slope <= self._least * most)).any())
+        return self._any
+
+    def moves(self, slope: Tensor, x: Tensor, phibar: Tensor, active: Tensor, step: int) -> Tensor:
+        """Take note of ``||A r|| / (||A|| ||r||)``; returns the rows that have not come to rest."""
+        lower = active & ~(slope > self._least) & ~self._over
+        self._x = torch.where(column(lower), x, self._x)
+        self._phibar = torch.where(lower, phibar, self._phibar)
+        self._least = torch.where(lower, slope, self._least)
+        self._until = torch.where(lower & ~self._met, 2 * step + 10, self._until)
+        self._met = self._met | lower
+        # Once it has risen again, what is low is so by rounding.
+        self._over = self._over | (self._met & (slope > 10 * self._least))
+        return ~(self._met & self.waited(step) & (phibar.abs() > self._share()))
+
+    def waited(self, steps: int | Tensor) -> Tensor:
+        """Whether that is steps enough to tell."""
+        return self._until <= steps
+
+    def better(
+        self, x: Tensor, left: Tensor, size: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """The answer, and the rows where it is that of then.
+
+        Args:
+            x: where the rows stand now.
+            left: those that have not arrived.
+            size: the norm of the true residual, of which the recurrence may know nothing by now.
+        """
+        met = self._met & left
+        if not bool(met.any()):
+            return x, met
+        stood = met & ~(size(x) <= self._share())
+        return torch.where(column(stood), self._x, x), stood
+
+    def _share(self) -> Tensor:
+        """What may be left of the residual of then, where that was not the end."""
+        return 0.1 * self._phibar.abs()
