@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from bilevel._autodiff import uncompiled
+from bilevel._audit import Audit, check_agrees
 from bilevel._checks import check_args
-from bilevel._fingerprint import Fingerprint, Unseen, describe
+from bilevel._fingerprint import Fingerprint, Unseen, code_of, describe
 from bilevel._fixed import FixedSolve
 from bilevel._graphs import Refused, refusal
 from bilevel._guard import Guard, without_autocast
 from bilevel._point import Arguments
 from bilevel._programs import HERE, Call, CompiledProducts, First, Functions, Program, derivatives
 from bilevel._system import extremes_of, verdict
-from bilevel._tree import Layout, check_same_kind, flatten
+from bilevel._tree import check_same_kind, flatten
 from bilevel.curvature import HessianOperator
-from bilevel.errors import CompileWarning, outside
+from bilevel.errors import BilevelError, CompileWarning, outside
 from bilevel.linear import OnFailure, report, solve_rows
 from bilevel.operators import damped
 from bilevel.preconditioners import Preconditioner
@@ -58,6 +58,15 @@ class Options:
         """Both functions, for messages."""
         return f"outer ({describe(self.outer)}) or inner ({describe(self.inner)})"
 
+    @property
+    def identity(self) -> tuple[Any, Any]:
+        """What stays the same of both functions when they are made anew."""
+        return (code_of(self.outer), code_of(self.inner))
+
+    @property
+    def functions(self) -> Functions:
+        return Functions(self.outer, self.inner)
+
 
 @dataclass
 class _Entry:
@@ -65,7 +74,7 @@ class _Entry:
 
     fingerprint: Fingerprint
     program: Program | FixedSolve | None
-    functions: tuple[str, str]
+    functions: tuple[Any, Any]
     uses: int = 0
 
     @property
@@ -76,14 +85,13 @@ class _Entry:
         return program.seconds if isinstance(program, Program) else program.program.seconds
 
     def due(self) -> bool:
-        """Whether values should be looked at: in uses 1, 2, 4, 8 and so on."""
-        self.uses += 1
-        return self.uses & (self.uses - 1) == 0
+        """Whether the next use should be looked at: uses 1, 2, 4, 8 and so on are."""
+        return (self.uses + 1) & self.uses == 0
 
 
 _entries: OrderedDict[Any, _Entry] = OrderedDict()
-_made: Counter[tuple[str, str]] = Counter()
-_said: OrderedDict[tuple[str, str], None] = OrderedDict()
+_made: Counter[tuple[Any, Any]] = Counter()
+_said: OrderedDict[tuple[Any, str], None] = OrderedDict()
 
 
 @dataclass(frozen=True)
@@ -106,31 +114,39 @@ def forget() -> None:
 def hypergradient(options: Options, given: Arguments, plain: Callable[[], Any]) -> Any:
     """A hypergradient by a compiled program, or by ``plain()`` where there is none (yet)."""
     try:
-        call, key, fingerprint = _identified(options, given)
+        call, key, _ = _identified(options, given)
     except (Unseen, Refused) as error:
         _say(options, str(error))
         return plain()
     entry = _entries.get(key)
     if entry is None:
         # All that the plain way refuses, it refuses now; and its answer checks the program.
-        return _first(options, call, key, fingerprint, plain, given.return_info)
+        return _first(options, given, plain)
     _entries.move_to_end(key)
     if entry.program is None:
         return plain()
     before = entry.seconds
+    audit = Audit.of(options.functions, call) if entry.due() else None
     try:
         with torch.no_grad(), without_autocast(call.theta_layout.device):
-            found = _run(options, entry, call, given.return_info, before)
+            found = _run(options, entry, call, given.return_info, before, audit)
     except _Odd:
         return plain()
-    except Refused as error:
+    except BilevelError:
+        raise
+    except (Refused, RuntimeError) as error:
         entry.program = None
-        _say(options, str(error))
+        _say(options, _reason(error, "fails when compiled"))
         return plain()
+    entry.uses += 1
     if entry.uses == 1:
         _made[entry.functions] -= 1
+    return _handed(call, found, given.return_info)
+
+
+def _handed(call: Call, found: _Found, return_info: bool) -> Any:
     tree = call.phi_layout.tree(found.gradient)
-    return (tree, found.info) if given.return_info else tree
+    return (tree, found.info) if return_info else tree
 
 
 def _identified(options: Options, given: Arguments) -> tuple[Call, Any, Fingerprint]:
@@ -160,7 +176,12 @@ def _identified(options: Options, given: Arguments) -> tuple[Call, Any, Fingerpr
         dict(given.state or {}),
     )
     others = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
-    fingerprint = Fingerprint.of([options.outer, options.inner, options.solver, others])
+    try:
+        fingerprint = Fingerprint.of([options.outer, options.inner, options.solver, others])
+    except Unseen:
+        raise
+    except Exception as error:  # of an attribute or a class of the user's
+        raise refusal("holds an object that fails when it is looked into", error) from error
     device = theta_layout.device.type
     surroundings = (
         torch.get_default_dtype(),
@@ -179,52 +200,53 @@ def _plain(tensor: Tensor) -> Tensor:
     return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
-def _first(
-    options: Options,
-    call: Call,
-    key: Any,
-    fingerprint: Fingerprint,
-    plain: Callable[[], Any],
-    return_info: bool,
-) -> Any:
+def _first(options: Options, given: Arguments, plain: Callable[[], Any]) -> Any:
     result = plain()
-    one = (describe(options.outer), describe(options.inner))
-    entry = _Entry(fingerprint, None, one)
     try:
-        if _made[one] >= _MOST_FOR_ONE:
-            raise Refused(
-                f"came with shapes, settings or objects of another kind {_MOST_FOR_ONE} times; a "
-                "program is made for each"
-            )
-        _made[one] += 1
-        device = call.theta_layout.device
-        guard = Guard([options.outer, options.inner], call.arguments(), device)
-        known = fingerprint.tensors
-        with torch.no_grad(), without_autocast(device):
-            entry.program = _program(options, call, guard, known)
-            found = _run(options, entry, call, return_info, 0.0, quiet=True)
-        wanted = call.phi_layout.join(
-            call.phi_layout.matching_leaves(result[0] if return_info else result, "found", "phi")
-        )
-        _check_agrees(call.phi_layout, found.gradient, wanted)
-        if return_info:
-            seconds = entry.seconds
-            result = (result[0], dataclasses.replace(result[1], compile_seconds=seconds))
+        # Only now: the functions may have imported a module, or kept what they computed.
+        call, key, fingerprint = _identified(options, given)
+    except (Unseen, Refused) as error:
+        _say(options, str(error))
+        return result
+    if key in _entries:
+        return result
+    entry = _Entry(fingerprint, None, options.identity)
+    try:
+        found = _made_anew(options, call, entry, given.return_info)
+        plain_gradient = result[0] if given.return_info else result
+        leaves = call.phi_layout.matching_leaves(plain_gradient, "found", "phi")
+        check_agrees(call.phi_layout, found.gradient, call.phi_layout.join(leaves))
+        # The program's answer, so that a run taken up again later goes on with the same bits.
+        result = _handed(call, found, given.return_info)
     except _Odd:
         return result  # another call may do better
     except Exception as error:
         # Whatever the compiler trips over, the answer is there already.
         entry.program = None
-        known_reason = isinstance(error, Refused)
-        _say(options, str(error if known_reason else refusal("cannot be compiled", error)))
+        _say(options, _reason(error, "cannot be compiled"))
     _entries[key] = entry
     if len(_entries) > _MOST:
         _entries.popitem(last=False)
     return result
 
 
+def _made_anew(options: Options, call: Call, entry: _Entry, return_info: bool) -> _Found:
+    """Make a program, and run it once."""
+    if _made[entry.functions] >= _MOST_FOR_ONE:
+        raise Refused(
+            f"came with shapes, settings or objects of another kind {_MOST_FOR_ONE} times; a "
+            "program is made for each"
+        )
+    _made[entry.functions] += 1
+    device = call.theta_layout.device
+    guard = Guard([options.outer, options.inner], call.arguments(), device)
+    with torch.no_grad(), without_autocast(device):
+        entry.program = _program(options, call, guard, entry.fingerprint.tensors)
+        return _run(options, entry, call, return_info, 0.0, quiet=True)
+
+
 def _program(options: Options, call: Call, guard: Guard, known: Any) -> Program | FixedSolve:
-    functions, solver = Functions(options.outer, options.inner), options.solver
+    functions, solver = options.functions, options.solver
     if _is_fixed(solver, call):
         assert isinstance(solver, Stepwise)
         return FixedSolve(functions, solver, options.damping, call, guard, known)
@@ -252,8 +274,13 @@ def _run(
     call: Call,
     return_info: bool,
     before: float,
+    audit: Audit | None = None,
     quiet: bool = False,
 ) -> _Found:
+    # The plain way names the leaf that holds a NaN.
+    given = [*call.phi, *call.theta, *([] if call.initial is None else [call.initial])]
+    if not bool(torch.isfinite(torch.stack([leaf.sum() for leaf in given]).sum())):
+        raise _Odd
     on_failure: OnFailure = "ignore" if quiet else options.on_failure
     hvp = "reverse"
     if isinstance(entry.program, FixedSolve):
@@ -285,9 +312,9 @@ def _run(
     total = call.phi_layout.join(gradient).sum() + first.outer_value + first.inner_value
     if not bool(torch.isfinite(total)):
         raise _Odd
+    if audit is not None:
+        audit.compare(first)
     if not quiet:
-        if entry.due():
-            _audit(options, call, first)
         name_negative_curvature(solution, options.damping, on_failure)
     if not return_info:
         return _Found(gradient, None)
@@ -320,42 +347,19 @@ def _by_products(
         call.initial,
         call.state or None,
         "ignore" if quiet else options.on_failure,
-        spectrum=return_info,
+        full=return_info,
     )
     mixed = made.mixed(solution.value.squeeze(0))
     return first, solution, [-leaf for leaf in mixed if leaf is not None]
 
 
-def _check_agrees(layout: Layout, gradient: list[Tensor], wanted: Tensor) -> None:
-    found = layout.join(gradient)
-    size = torch.linalg.vector_norm(wanted)
-    gap = torch.linalg.vector_norm(found - wanted)
-    # A check for another computation, not for rounding, which a long solve makes grow.
-    if bool(gap > torch.finfo(wanted.dtype).eps ** 0.25 * size):
-        raise Refused(f"comes out differently when compiled, by {float(gap / size):.0e}")
-
-
-def _audit(options: Options, call: Call, first: First) -> None:
-    """Compare the values of both functions to those of the program."""
-    device = call.theta_layout.device
-    guard = Guard([options.outer, options.inner], call.arguments(), device)
-    functions = Functions(options.outer, options.inner).objectives(call, guard)
-    for function, compiled in zip(functions, (first.outer_value, first.inner_value), strict=True):
-        phi = [leaf.detach().requires_grad_() for leaf in call.phi]
-        theta = [leaf.detach().requires_grad_() for leaf in call.theta]
-        with torch.enable_grad(), uncompiled():
-            value = function(phi, theta).detach()
-        slack = 10 * torch.finfo(value.dtype).eps ** 0.5
-        if not torch.allclose(value, compiled.to(value.dtype), rtol=slack, atol=slack):
-            raise Refused(
-                "depends on something that cannot be seen from outside and has changed since it "
-                "was compiled (a clock, a file, an iterator); pass it in outer_args or inner_args"
-            )
+def _reason(error: Exception, clause: str) -> str:
+    return str(error if isinstance(error, Refused) else refusal(clause, error))
 
 
 def _say(options: Options, reason: str) -> None:
     """Warn, once for every reason."""
-    key = (options.name, reason)
+    key = (options.identity, reason)
     if key in _said:
         return
     _said[key] = None

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import enum
 import functools
-import sysconfig
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import (
     BuiltinFunctionType,
     CodeType,
     FunctionType,
-    MappingProxyType,
+    GetSetDescriptorType,
+    MemberDescriptorType,
     MethodType,
+    MethodWrapperType,
     ModuleType,
 )
 from typing import Any
@@ -20,16 +20,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bilevel._contents import NEVER_READ, Opaque, contents, is_inert
+from bilevel._named import imported, is_installed, kind_of, module_holds_still, names
+
 # More than this is data, not settings, and looking through it would cost more than it saves.
 _MOST = 20_000
-_LARGEST_ARRAY = 4096
 
-_VALUES = (bool, int, str, bytes, type(None), torch.dtype, torch.device, torch.layout, enum.Enum)
-_INSTALLED = tuple({sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib")})
+_VALUES = frozenset(
+    {bool, int, str, bytes, type(None), type(...), type(NotImplemented)}
+    | {torch.dtype, torch.device, torch.layout, torch.memory_format}
+)
+_NUMBERS = frozenset({float, complex})
 
 
 class Unseen(Exception):
-    """Something that cannot be compared from call to call; the message names it."""
+    """Something that cannot be compared from call to call; the message names it, as a clause."""
 
 
 @dataclass
@@ -50,13 +55,18 @@ class Fingerprint:
     tensors: dict[int, Tensor] = field(default_factory=dict)
     anchors: list[Any] = field(default_factory=list)
     _seen: dict[int, int] = field(default_factory=dict)
+    _names: set[str] = field(default_factory=set)
+    _modules: list[tuple[ModuleType, set[str]]] = field(default_factory=list)
 
     @classmethod
     def of(cls, roots: Sequence[Any]) -> Fingerprint:
-        """Look through closures, defaults, attributes, containers, modules and named globals.
+        """Look through closures, defaults, attributes, classes, containers, modules and globals.
+
+        What is installed holds still: only what hangs from it is looked at. Of other modules that
+        counts which some function in reach names.
 
         Raises:
-            Unseen: there is too much of it, or an array too large to be compared.
+            Unseen: there is too much of it, or an object that cannot be looked into.
         """
         found = cls()
         pending = [iter(roots)]
@@ -65,23 +75,29 @@ class Fingerprint:
             if item is _END:
                 pending.pop()
                 found.tokens.append(_END)
+                if not pending:
+                    pending.extend(found._hanging())
                 continue
             if len(found.tokens) > _MOST:
-                raise Unseen("the functions reach too much to be looked through in every call")
+                raise Unseen("reaches too much to be looked through in every call")
             below = found._note(item)
             if below is not None:
                 pending.append(below)
+        if "grad" in found._names:
+            leaves = (tensor for tensor in found.tensors.values() if tensor.is_leaf)
+            found.tokens.append(tuple(tensor.grad is None for tensor in leaves))
         return found
 
     def _note(self, item: Any) -> Iterator[Any] | None:
         """Add the token of one object; what to look at below it, if anything."""
-        if isinstance(item, _VALUES):
-            self.tokens.append((type(item), item))
+        kind = type(item)
+        if kind in _VALUES:
+            self.tokens.append((kind, item))
             return None
-        if isinstance(item, float | complex):
+        if kind in _NUMBERS:
             self.tokens.append(repr(item))  # tells 0.0 from -0.0, and nan equals itself
             return None
-        if isinstance(item, CodeType):
+        if kind is CodeType:
             self.tokens.append(item)
             return None
         known = self._seen.get(id(item))
@@ -93,53 +109,77 @@ class Fingerprint:
         if isinstance(item, Tensor):
             self.tensors[id(item)] = item
             self.tokens.append(tensor_token(item))
-            # A subclass or a parameter may carry more, but values alone take part.
-            return None
-        return self._below(item)
+            # Of what a subclass or a parameter carries, its attributes alone take part.
+            return iter((item.__dict__,)) if item.__dict__ else None
+        return self._below(item, kind)
 
-    def _below(self, item: Any) -> Iterator[Any] | None:
-        if isinstance(item, FunctionType):
-            if (item.__module__ or "").partition(".")[0] == "bilevel":
-                self.tokens.append(id(item))  # holds still, as what is installed does
-                return None
-            if _is_installed(item.__code__):
-                self.tokens.append(id(item))
-                return _cells(item)
-            self.tokens.append(item.__code__)
-            return _held(item)
-        if isinstance(item, MethodType):
-            return iter((item.__func__, item.__self__))
-        if isinstance(item, functools.partial):
-            return iter((item.func, item.args, item.keywords))
-        if isinstance(item, dict | MappingProxyType):
-            self.tokens.append((type(item), len(item)))
-            return (part for pair in item.items() for part in pair) if item else None
-        if isinstance(item, list | tuple):
-            self.tokens.append((type(item), len(item)))
+    def _below(self, item: Any, kind: type) -> Iterator[Any] | None:
+        if kind is list or kind is tuple:
+            self.tokens.append((kind, len(item)))
             return iter(item) if item else None
-        if isinstance(item, set | frozenset):
-            self.tokens.append((type(item), len(item)))
-            return iter(sorted(item, key=repr))
+        if kind is dict:
+            self.tokens.append((kind, len(item)))
+            return (part for pair in item.items() for part in pair) if item else None
+        if isinstance(item, torch.nn.Module):
+            self.tokens.append(id(kind))
+            return _of_module(item)
+        if kind is FunctionType:
+            return self._of_function(item)
+        if kind is MethodType:
+            return iter((item.__func__, item.__self__))
         if isinstance(item, type):
             self.tokens.append(id(item))
-            still = item.__module__.partition(".")[0] in ("builtins", "typing", "bilevel", "torch")
-            return None if still else _of_class(item)
-        if isinstance(item, ModuleType | BuiltinFunctionType | torch.Generator):
+            return None if kind_of(item).still else _of_class(item)
+        if isinstance(item, ModuleType):
+            self.tokens.append(id(item))
+            if not module_holds_still(item):
+                self._modules.append((item, set()))
+                self._names.add("__getattr__")
+            return None
+        if kind is BuiltinFunctionType or kind is MethodWrapperType:
+            return self._of_builtin(item)
+        if is_inert(item):
             self.tokens.append(id(item))
             return None
-        if hasattr(item, "__array_interface__"):
-            if item.size > _LARGEST_ARRAY:
-                raise Unseen(
-                    f"an array of shape {item.shape} is used that is no argument; make it a tensor "
-                    "and pass it in inner_args or outer_args"
-                )
-            self.tokens.append((id(type(item)), item.shape, str(item.dtype), item.tobytes()))
+        return self._of_object(item, kind)
+
+    def _of_function(self, function: FunctionType) -> Iterator[Any]:
+        code = function.__code__
+        self.tokens.append(code)
+        if is_installed(code) or _is_own(function):
+            self.tokens.append(id(function.__globals__))
+            return _cells(function)
+        named = names(code)
+        if named.runs_text:
+            raise Unseen("runs code from a text (eval, exec), which cannot be looked through")
+        self._names |= named.attributes
+        return _held(function)
+
+    def _of_builtin(self, function: Any) -> Iterator[Any] | None:
+        """A function in C, which may be a method: of a dict, for one."""
+        owner = getattr(function, "__self__", None)
+        if owner is None or isinstance(owner, ModuleType | type):
+            self.tokens.append(id(function))
             return None
-        if isinstance(item, torch.nn.Module):
-            self.tokens.append(id(type(item)))
-            return _of_module(item)
-        self.tokens.append(id(type(item)) if _attributes(item) else id(item))
-        return iter((type(item), *_attributes(item)))
+        self.tokens.append(function.__name__)
+        return iter((owner,))
+
+    def _of_object(self, item: Any, kind: type) -> Iterator[Any]:
+        try:
+            inside = contents(item)
+        except Opaque as error:
+            raise Unseen(str(error)) from None
+        self.tokens.append((id(kind), len(inside)))
+        return _chained(kind, inside, _attributes(item, kind))
+
+    def _hanging(self) -> Iterator[Iterator[Any]]:
+        """What hangs from modules under names that came up since they were last looked at."""
+        for module, looked_at in list(self._modules):
+            namespace = vars(module)
+            fresh = sorted((namespace.keys() & self._names) - looked_at)
+            if fresh:
+                looked_at.update(fresh)
+                yield iter([part for name in fresh for part in (name, namespace[name])])
 
 
 _END = object()
@@ -147,7 +187,7 @@ _END = object()
 
 def tensor_token(tensor: Tensor) -> tuple[Any, ...]:
     """Which tensor it is, and what a program compiled for it takes for granted."""
-    return (id(tensor), *form(tensor))
+    return (id(tensor), tensor.requires_grad, *form(tensor))
 
 
 def form(tensor: Tensor) -> tuple[Any, ...]:
@@ -157,24 +197,29 @@ def form(tensor: Tensor) -> tuple[Any, ...]:
     return (type(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
 
 
+def _is_own(function: FunctionType) -> bool:
+    """Whether a function is of this package, which holds still as what is installed does."""
+    return str(function.__globals__.get("__name__")).partition(".")[0] == "bilevel"
+
+
 def _held(function: FunctionType) -> Iterator[Any]:
     """What a function of the user's holds and names."""
     yield function.__defaults__
     yield function.__kwdefaults__
     yield function.__dict__
     yield from _cells(function)
-    names = tuple(dict.fromkeys(_names(function.__code__)))
-    for name in names:
-        if name not in function.__globals__:
-            continue
-        item = function.__globals__[name]
-        yield item
-        if isinstance(item, ModuleType) and not _is_torch(item):
-            # settings.rate: a plain value that hangs from a module
-            for attribute in names:
-                value = getattr(item, attribute, None)
-                if isinstance(value, (*_VALUES, float, complex, Tensor, FunctionType)):
-                    yield value
+    scope = function.__globals__
+    named = names(function.__code__)
+    for name in named.globals:
+        if name in scope:
+            yield name
+            yield scope[name]
+    if named.all_globals:
+        for name in sorted(named.attributes & scope.keys()):
+            yield name
+            yield scope[name]
+    if named.imports:
+        yield from imported(named.imports, str(scope.get("__package__") or ""))
 
 
 def _cells(function: FunctionType) -> Iterator[Any]:
@@ -182,29 +227,20 @@ def _cells(function: FunctionType) -> Iterator[Any]:
         try:
             yield cell.cell_contents
         except ValueError:  # a cell not filled yet
-            continue
-
-
-def _names(code: CodeType) -> Iterator[str]:
-    """The names a function uses, those of the functions inside it included."""
-    yield from code.co_names
-    for constant in code.co_consts:
-        if isinstance(constant, CodeType):
-            yield from _names(constant)
+            yield NotImplemented
 
 
 def _of_class(kind: type) -> Iterator[Any]:
-    """Methods and settings that stand on a class of the user's."""
-    for base in kind.__mro__:
-        for name, item in vars(base).items():
-            function = getattr(item, "__func__", getattr(item, "fget", item))
-            if isinstance(function, FunctionType):
-                if _is_installed(function.__code__):
-                    break  # a class that is installed: it holds still
-                yield function
-            elif isinstance(item, (*_VALUES, float, Tensor, list, dict)) and name[:2] != "__":
-                yield item
+    """Methods and settings that stand on a class of the user's, and the classes above it."""
+    yield type(kind)
+    yield from kind.__bases__
+    for name, item in vars(kind).items():
+        if name not in NEVER_READ and type(item) not in _ACCESS:
+            yield name
+            yield item
 
+
+_ACCESS = (MemberDescriptorType, GetSetDescriptorType)
 
 # Of recurrent layers: the parameters once more, or what functional_call put in their place.
 _FLAT_WEIGHTS = ("_flat_weights", "_flat_weight_refs")
@@ -212,7 +248,7 @@ _FLAT_WEIGHTS = ("_flat_weights", "_flat_weight_refs")
 
 def _of_module(module: torch.nn.Module) -> Iterator[Any]:
     """What a module holds, without its dozen empty tables of hooks."""
-    settings, *slots = _attributes(module)
+    settings, *slots = _attributes(module, type(module))
     yield type(module)
     for name, item in settings.items():
         if name not in _FLAT_WEIGHTS and (not isinstance(item, dict) or item):
@@ -221,26 +257,34 @@ def _of_module(module: torch.nn.Module) -> Iterator[Any]:
     yield from slots
 
 
-def _attributes(item: Any) -> list[Any]:
-    found = []
-    if hasattr(item, "__dict__"):
-        found.append(vars(item))
-    for base in type(item).__mro__:
-        slots: Any = base.__dict__.get("__slots__", ())
-        for name in (slots,) if isinstance(slots, str) else slots:
-            if name not in ("__dict__", "__weakref__") and hasattr(item, name):
-                found.append(getattr(item, name))
+def _attributes(item: Any, kind: type) -> list[Any]:
+    """An object's own dict, if it has one, then what is in its slots."""
+    found = [item.__dict__] if hasattr(item, "__dict__") else []
+    for slot in kind_of(kind).members:
+        try:
+            found.append(slot.__get__(item, kind))
+        except AttributeError:  # not filled yet
+            found.append(NotImplemented)
     return found
 
 
-def _is_installed(code: CodeType) -> bool:
-    return code.co_filename.startswith(_INSTALLED) or code.co_filename.startswith("<frozen")
-
-
-def _is_torch(module: ModuleType) -> bool:
-    return module.__name__.partition(".")[0] == "torch"
+def _chained(kind: type, *parts: Sequence[Any]) -> Iterator[Any]:
+    yield kind
+    for part in parts:
+        yield from part
 
 
 def describe(function: Callable[..., Any]) -> str:
     """A name for a function, for messages."""
     return getattr(function, "__qualname__", type(function).__qualname__)
+
+
+def code_of(function: Any) -> Any:
+    """What stays the same of a function that is made anew: its code, or else its class."""
+    while True:
+        if isinstance(function, functools.partial):
+            function = function.func
+        elif isinstance(function, MethodType):
+            function = function.__func__
+        else:
+            return getattr(function, "__code__", type(function))

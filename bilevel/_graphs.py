@@ -13,6 +13,7 @@ from torch._functorch.compile_utils import fx_graph_cse
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class Refused(Exception):
@@ -39,18 +40,71 @@ _REFUSED = {
     "__float__": "reads a number off a tensor (float)",
     "__int__": "reads a number off a tensor (int)",
     "__index__": "reads a number off a tensor (an index)",
+    "__complex__": "reads a number off a tensor (complex)",
+    "__repr__": "prints a tensor",
+    "__format__": "prints a tensor",
+    "__dlpack__": "hands a tensor to another library",
     "data_ptr": "reads the address of a tensor",
 }
+
+
+# These read tensors inside of what they are given, in C++, where nobody looks on.
+_MADE_OF_NUMBERS = frozenset({"tensor", "as_tensor", "asarray", "new_tensor", "scalar_tensor"})
+_SPLITS = frozenset({"tensor_split", "hsplit", "vsplit", "dsplit"})
 
 
 class _Traceable(TorchFunctionMode):
     """Refuses functions that no trace can hold."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        reason = _REFUSED.get(getattr(func, "__name__", ""))
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        reason = _REFUSED.get(name)
         if reason is not None:
             raise Refused(reason)
+        if name in _MADE_OF_NUMBERS and _holds_tensors(func, args, kwargs):
+            raise Refused("makes a tensor of numbers read off tensors (torch.stack keeps them)")
+        if name in _SPLITS and _is_any_tensor((args[1:], kwargs)):
+            raise Refused("splits where the values of a tensor say")
+        return func(*args, **kwargs)
+
+
+def _is_any_tensor(tree: Any) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(tree))
+
+
+def _holds_tensors(func: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    """Whether what a tensor is made from holds tensors, or may; one tensor alone is copied."""
+    own = isinstance(args[0], Tensor) if args and getattr(func, "__objclass__", None) else False
+    data = [*args[own:], *kwargs.values()]
+    return any(
+        isinstance(leaf, Tensor) or (hasattr(leaf, "__getitem__") and not hasattr(leaf, "dtype"))
+        for item in data
+        if not isinstance(item, Tensor | str)
+        for leaf in pytree.tree_leaves(item)
+    )
+
+
+class _Values(TorchDispatchMode):
+    """Refuses operations whose outcome is no function of tensors alone, or of no fixed shape.
+
+    Those of tensors that the graph does not follow yet, and would take for constants, included.
+    """
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        tags = getattr(func, "tags", ())
+        if torch.Tag.data_dependent_output in tags:
+            raise Refused(f"reads a number off a tensor ({func})")
+        if torch.Tag.dynamic_output_shape in tags and _is_dynamic(func, args):
+            raise Refused(f"makes a tensor whose shape depends on values ({func})")
         return func(*args, **(kwargs or {}))
+
+
+def _is_dynamic(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether the shape depends on values indeed: that of an indexing does so by a mask alone."""
+    if func.overloadpacket is not torch.ops.aten.index:
+        return True
+    masks = (torch.bool, torch.uint8)
+    return any(isinstance(index, Tensor) and index.dtype in masks for index in args[1])
 
 
 def trace(
@@ -76,6 +130,7 @@ def trace(
     if first.code != second.code or not same or not _same_constants(first, second):
         raise Refused("comes out differently when it runs twice on the same arguments")
     if any(_mutates(node) for node in first.graph.nodes):
+        _clear(first)
         pure = torch.func.functionalize(first, remove="mutations")
         first = make_fx(pure)(*inputs, *tensors)
     first.graph = fx_graph_cse(first.graph)
@@ -94,7 +149,7 @@ def _traced(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # PyTorch's own
         try:
-            with _Traceable():
+            with _Traceable(), _Values():
                 module = make_fx(function)(*inputs)
         except Refused:
             raise
@@ -147,6 +202,28 @@ def _is_literal(node: fx.Node) -> bool:
 def _same_constants(one: fx.GraphModule, other: fx.GraphModule) -> bool:
     names = [node.target for node in one.graph.nodes if node.op == "get_attr"]
     return all(torch.equal(getattr(one, name), getattr(other, name)) for name in names)
+
+
+_UNSET = (
+    torch.ops.aten.empty,
+    torch.ops.aten.empty_like,
+    torch.ops.aten.empty_strided,
+    torch.ops.aten.new_empty,
+    torch.ops.aten.new_empty_strided,
+)
+
+
+def _clear(module: fx.GraphModule) -> None:
+    """Set memory that is handed out unset to zero.
+
+    Without mutations, what is written into it becomes ``unset + (written - unset)`` in places: of
+    garbage, this is garbage.
+    """
+    for node in module.graph.nodes:
+        if getattr(node.target, "overloadpacket", None) in _UNSET:
+            with module.graph.inserting_after(node):
+                module.graph.call_function(torch.ops.aten.zero_.default, (node,))
+    module.recompile()
 
 
 def _mutates(node: fx.Node) -> bool:
