@@ -21,13 +21,14 @@ def predicted(adjoints: Sequence[Tensor]) -> Tensor:
         Makhoul, Linear prediction: a tutorial review, 1975, section II (the covariance method).
     """
     last = adjoints[-1]
-    if len(adjoints) < 3:
+    if len(adjoints) < 3 or not last.numel():
         return last
     steps = torch.stack([after - before for before, after in pairwise(adjoints)])
     scale = steps.abs().max()
     if not 0 < float(scale) < math.inf:
         return last
-    steps = steps / scale  # squares neither vanish nor overflow
+    # Squares neither vanish nor overflow; of half precision, neither do their sums.
+    steps = (steps / scale).to(torch.promote_types(last.dtype, torch.float32))
     products = (steps @ steps.T).double().cpu()
     # Steps along one line leave the weights open; the least ones are taken.
     open_below = torch.finfo(last.dtype).eps ** 0.5
@@ -35,4 +36,5 @@ def predicted(adjoints: Sequence[Tensor]) -> Tensor:
     move = (inverse @ products[:-1, -1]).to(steps) @ steps[1:]
     longest = 2 * torch.linalg.vector_norm(steps[-1])
     shortened = longest / torch.linalg.vector_norm(move).clamp_min(longest)
-    return last + move * torch.where(longest > 0, shortened, 0.0) * scale
+    found = (last + move * torch.where(longest > 0, shortened, 0.0) * scale).to(last.dtype)
+    return found if bool(found.isfinite().all()) else last

@@ -238,7 +238,7 @@ class Stepwise(Solver):
 
 
 def lowest_curvature(
-    along: Tensor, square: Tensor, active: Tensor
+    along: Tensor, square: Tensor, active: Tensor, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The smallest ``p'Ap / p'p`` of each row, and which rows met a negative and which a zero one.
 
@@ -248,10 +248,11 @@ def lowest_curvature(
         along: ``p'Ap`` of every step, ``[steps, k]``.
         square: ``p'p``, the same.
         active: which rows were still at work.
+        dtype: of the vectors that these are products of; None is the one of ``along``.
     """
     seen = torch.where(active, along / square, math.inf)
     largest = torch.where(seen.isinf(), 0.0, seen).abs().amax(0)
-    smallest = settled(seen.amin(0), largest, 16 * torch.finfo(along.dtype).eps)
+    smallest = settled(seen.amin(0), largest, 16 * torch.finfo(dtype or along.dtype).eps)
     return smallest, smallest < 0, smallest == 0
 
 

@@ -104,16 +104,18 @@ class Neumann(Stepwise):
 
     def begin(self, rhs: Tensor, target: Tensor, state: State) -> Carry:
         power = rhs.clone()
-        square = dot(power, power)
-        floor = target.square()
-        # Past this no digit of the answer is right, and to go on would end in infinities.
-        ceiling = square / torch.finfo(rhs.dtype).eps ** 2
+        square = _wide_dot(power, power)
+        floor = target.to(square).square()
+        # Past this no digit of the answer is right, and to go on would end in infinities: in
+        # float16 sooner.
+        kind = torch.finfo(rhs.dtype)
+        ceiling = torch.minimum(square / kind.eps**2, (4 * square).clamp_min(kind.max))
         return {
             "x": torch.zeros_like(rhs),
             "power": power,
             "product": torch.empty_like(rhs),
             "square": square,
-            "zero": torch.zeros_like(square),
+            "zero": torch.zeros_like(target),
             "start": square,
             "floor": floor,
             "ceiling": ceiling,
@@ -126,12 +128,12 @@ class Neumann(Stepwise):
     ) -> tuple[Carry, tuple[Tensor, ...]]:
         total, power, active = carry["x"], carry["power"], carry["active"]
         product = operator.rows_into(power, carry["product"])
-        record = (dot(power, product), carry["square"], active)
+        record = (_wide_dot(power, product), carry["square"], active)
         # A row that has arrived, or is lost, no longer moves and so stays where it is.
         move = column(torch.where(active, carry["step"], carry["zero"]))
         total.addcmul_(power, move)
         power.addcmul_(product, move, value=-1.0)
-        square = dot(power, power)
+        square = _wide_dot(power, power)
         active = (square > carry["floor"]) & (square < carry["ceiling"])
         return {**carry, "product": product, "square": square, "active": active}, record
 
@@ -140,7 +142,7 @@ class Neumann(Stepwise):
     ) -> Outcome:
         power, square = carry["power"], carry["square"]
         iterations = records[2].sum(0)
-        smallest, negative, singular = lowest_curvature(*records)
+        smallest, negative, singular = lowest_curvature(*records, dtype=power.dtype)
         rounding = torch.finfo(power.dtype).eps
         if self.step == "auto":
             # The Lanczos steps may have met what b does not feel.
@@ -151,3 +153,10 @@ class Neumann(Stepwise):
         flag = torch.where(negative, NEGATIVE, torch.where(singular, SINGULAR, OK))
         flag = flag if symmetric else torch.zeros_like(flag)
         return Outcome(carry["x"], iterations, flag, smallest, residual=power)
+
+
+def _wide_dot(left: Tensor, right: Tensor) -> Tensor:
+    """Row-wise inner products; of float16, which counts to 65504 alone, in single precision."""
+    if left.dtype is torch.float16:
+        return dot(left.float(), right.float())
+    return dot(left, right)

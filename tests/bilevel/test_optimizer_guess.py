@@ -137,3 +137,35 @@ def test_solves_that_met_no_tolerance_leave_their_own_adjoint_alone() -> None:
         loop_of[name] = loop.state_dict()
     assert len(loop_of["budget"]["earlier_adjoints"]) == 0
     assert len(loop_of["met"]["earlier_adjoints"]) == 3
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_follows_a_drift_of_more_numbers_than_it_can_count(
+    dtype: torch.dtype,
+) -> None:
+    drift = [torch.full((100_000,), 1 + 0.125 * k, dtype=dtype) for k in range(5)]
+    found = predicted(drift[:4])
+    assert found.dtype is dtype
+    torch.testing.assert_close(found, drift[4])
+
+
+def test_a_guess_beyond_the_largest_number_is_the_last_vector() -> None:
+    growing = [torch.tensor([k * 2e4], dtype=torch.float16) for k in range(1, 4)]
+    assert torch.equal(predicted(growing), growing[-1])
+
+
+def test_a_theta_without_elements_goes_through_any_number_of_steps() -> None:
+    phi = torch.zeros(2, dtype=F64, requires_grad=True)
+    theta = torch.zeros(0, dtype=F64, requires_grad=True)
+    loop = bilevel.BilevelOptimizer(
+        bilevel.ImplicitProblem(
+            lambda p, t: (p**2).sum() + t.sum(), lambda p, t: (t**2).sum() + (p * 0).sum()
+        ),
+        torch.optim.SGD([phi], lr=0.1),
+        torch.optim.SGD([theta], lr=0.1),
+        phi=phi,
+        theta=theta,
+        inner_steps=1,
+    )
+    for _ in range(6):
+        assert loop.step().solution.result is bilevel.Result.SUCCESS
