@@ -97,6 +97,7 @@ def refuse_forward_over_forward() -> None:
     if len(forward) > 1:
         raise TransformError(
             "a forward derivative of a forward derivative of an implicit function is not carried "
-            "by torch.autograd.Function. Make one of the two reverse: torch.func.hessian, or "
-            "jacfwd(jacrev(f)), or jacrev(jacrev(f))."
+            "by torch.autograd.Function. Use torch.func.jacrev(jacrev(f)). torch.func.hessian and "
+            "jacfwd(jacrev(f)), which are forward once, do as well, but not where one implicit "
+            "function is solved inside another."
         )

@@ -41,7 +41,9 @@ class Layout:
         return sum(self.sizes)
 
     def join(self, leaves: Sequence[Tensor]) -> Tensor:
-        """Leaves to one flat vector ``[n]``."""
+        """Leaves to one flat vector ``[n]``, sparse gradients of embeddings included."""
+        if any(leaf.layout is not torch.strided for leaf in leaves):
+            leaves = [leaf.to_dense() for leaf in leaves]
         if len(leaves) == 1:
             return leaves[0].reshape(-1)
         return torch.cat([leaf.reshape(-1) for leaf in leaves])
@@ -145,6 +147,15 @@ def _reordered(tree: Tree, like: Tree) -> Tree:
         items = [_reordered(item, other) for item, other in zip(tree, like, strict=True)]
         return type(like)(*items) if hasattr(like, "_fields") else type(like)(items)
     return tree
+
+
+def refuse_sparse(gradient: Sequence[Tensor | None], name: str) -> None:
+    """Refuse a gradient that is to be differentiated again and is sparse."""
+    if any(leaf is not None and leaf.layout is not torch.strided for leaf in gradient):
+        raise InputError(
+            f"{name} has a sparse gradient (an embedding with sparse=True), which cannot be "
+            "differentiated again. Use sparse=False."
+        )
 
 
 def leaf_name(tree: Tree, index: int, argument: str) -> str:

@@ -14,7 +14,7 @@ from bilevel._checks import check_args, check_function, check_scalar, refuse_unu
 from bilevel._closures import Constant, behind
 from bilevel._guard import Guard
 from bilevel._implicit_function import Attach, Condition
-from bilevel._tree import Tree, check_same_kind, flatten
+from bilevel._tree import Tree, check_same_kind, flatten, refuse_sparse
 from bilevel.errors import InputError, TransformError
 from bilevel.linear import OnFailure, check_options
 from bilevel.operators import check_damping
@@ -248,6 +248,7 @@ def _slope(
         leaves = [x if x.requires_grad else x.detach().requires_grad_() for x in leaves]
         (objective,) = value(p, pytree.tree_unflatten(leaves, spec), *rest)
         found = _autodiff.gradient(objective, leaves, "inner", create_graph=True)
+        refuse_sparse(found, "inner")
         if not damping:
             unused = [index for index, leaf in enumerate(found) if leaf is None]
             refuse_unused("inner", unused, t, "theta_star")

@@ -14,7 +14,7 @@ from torch import Tensor
 from bilevel._autodiff import filled, gradient, leaves_of_graph, pull_rows, uncompiled
 from bilevel._checks import check_scalar
 from bilevel._guard import Guard
-from bilevel._tree import Layout
+from bilevel._tree import Layout, refuse_sparse
 from bilevel.errors import InputError, ProductWarning, outside
 
 HVP = Literal["auto", "reverse", "forward_over_reverse", "finite_difference"]
@@ -107,6 +107,7 @@ class KeptGraph(Products):
             with uncompiled():
                 value = objective(phi, theta)
             found = gradient(value, theta, objective.name, create_graph=True)
+            refuse_sparse(found, objective.name)
             self._graph = objective.theta.join(filled(found, theta))
         self.value, self.gradient = value.detach(), self._graph.detach()
         self.unused = tuple(i for i, leaf in enumerate(found) if leaf is None)

@@ -212,3 +212,38 @@ def test_one_dropout_mask_is_seen_by_the_adjoint_the_hessian_and_the_mixed_produ
     # Everything is diagonal: v = d_t outer / H, and the answer is -(d_t d_p inner) v.
     adjoint = 2 * mask**2 * theta / (2 * mask**2 * phi**2 + 1)
     assert_near(found, -(4 * mask**2 * phi * theta - 1) * adjoint, hvp, rtol=1e-7)
+
+
+EMBEDDED = torch.tensor([0, 2, 2, 1])
+
+
+@pytest.mark.parametrize("hvp", ["auto", "reverse", "forward_over_reverse", "finite_difference"])
+def test_an_outer_objective_may_look_up_a_sparse_embedding(hvp: Any) -> None:
+    theta = normal(3, 2, seed=1)
+
+    def gradient(sparse: bool) -> torch.Tensor:
+        return bilevel.implicit_grad(
+            lambda p, t: (F.embedding(EMBEDDED, t, sparse=sparse) ** 2).sum(),
+            lambda p, t: 0.5 * ((t - p.exp() * theta) ** 2).sum(),
+            torch.zeros((), dtype=theta.dtype),
+            theta,
+            hvp=hvp,
+            solver=bilevel.CG(rtol=1e-7),
+        )
+
+    torch.testing.assert_close(gradient(sparse=True), gradient(sparse=False))
+    # theta moves along itself: twice its square, as often as it is looked up.
+    torch.testing.assert_close(gradient(sparse=True), 2 * (theta[EMBEDDED] ** 2).sum())
+
+
+def test_an_inner_objective_whose_gradient_is_sparse_is_refused_by_name() -> None:
+    theta, phi = normal(3, 2, seed=1), torch.zeros((), dtype=torch.float64, requires_grad=True)
+
+    def inner(p: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        return ((F.embedding(EMBEDDED, t, sparse=True) - p) ** 2).sum()
+
+    with pytest.raises(bilevel.InputError, match="inner has a sparse gradient"):
+        bilevel.implicit_grad(lambda p, t: (t**2).sum(), inner, phi.detach(), theta)
+    solution = bilevel.argmin(inner, phi, theta)
+    with pytest.raises(bilevel.InputError, match="inner has a sparse gradient"):
+        torch.autograd.grad(solution.sum(), phi)

@@ -179,3 +179,15 @@ def test_jvp_and_vjp_are_adjoint(seed: int, n: int, large: bool) -> None:
     backward = vjp(solution, b)[1](u)[0] @ w
     scale = torch.linalg.cond(torch.eye(n, dtype=F64) - matrix) * u.norm() * w.norm()
     assert abs(forward - backward) <= 1e-12 * scale
+
+
+def test_a_solution_inside_another_is_refused_to_hessian_and_not_to_jacrev_of_jacrev() -> None:
+    def value(phi: Tensor) -> Tensor:
+        square = lambda p: bilevel.argmin(lambda q, x: ((x - q**2) ** 2).sum(), p, p.detach() ** 2)  # noqa: E731
+        fourth = bilevel.argmin(lambda p, t: ((t - square(p) ** 2) ** 2).sum(), phi, PHI**4)
+        return fourth.sum()
+
+    for forward in (hessian, lambda f: jacfwd(jacrev(f)), lambda f: jacrev(jacfwd(f))):
+        with pytest.raises(bilevel.TransformError, match=r"Use torch\.func\.jacrev\(jacrev\(f\)\)"):
+            forward(value)(PHI)
+    assert_near(jacrev(jacrev(value))(PHI), torch.diag(12 * PHI**2))
