@@ -114,8 +114,8 @@ def _reduced(item: Any) -> list[Any]:
             f"holds an object that cannot be looked into ({name}); pass what is read off it in "
             "inner_args or outer_args"
         ) from None
-    if isinstance(found, str):
-        return [found]
+    if isinstance(found, str):  # a global name
+        return [found, id(item)]
     return [list(part) if isinstance(part, Iterator) else part for part in found]
 
 
@@ -132,7 +132,7 @@ def _referred(item: weakref.ref[Any]) -> list[Any]:
     return [item()]
 
 
-def _as_text(kind: type) -> Callable[[Any], list[Any]]:
+def _as_text(kind: Any) -> Callable[[Any], list[Any]]:
     return lambda item: [kind.__repr__(item)]
 
 

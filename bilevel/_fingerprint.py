@@ -169,8 +169,10 @@ class Fingerprint:
             inside = contents(item)
         except Opaque as error:
             raise Unseen(str(error)) from None
-        self.tokens.append((id(kind), len(inside)))
-        return _chained(kind, inside, _attributes(item, kind))
+        attributes = _attributes(item, kind)
+        # Of an object that holds nothing, which one it is is all there is to tell.
+        self.tokens.append((id(kind), len(inside) if inside or attributes else id(item)))
+        return _chained(kind, inside, attributes)
 
     def _hanging(self) -> Iterator[Iterator[Any]]:
         """What hangs from modules under names that came up since they were last looked at."""
