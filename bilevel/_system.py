@@ -57,6 +57,9 @@ def scaled(rows: Tensor, scale: Tensor, solver: Solver) -> System:
     scale = torch.where(scale > 0, scale, 1.0)
     rhs = rows / column(scale)
     size = torch.linalg.vector_norm(rhs, dim=1)
+    if rows.dtype is torch.float16:  # which counts to 65504, less than the square of a longer one
+        longer = (size / 16).clamp_min(1).minimum(torch.finfo(rows.dtype).max / scale)
+        scale, rhs, size = scale * longer, rhs / column(longer), size / longer
     rtol, atol = solver.tolerances(rows.dtype)
     # Also a fixed budget stops at rounding, past which further steps only add noise.
     target = max(rtol or 0.0, torch.finfo(rows.dtype).eps) * size

@@ -51,9 +51,9 @@ class Result(enum.Enum):
     DIVERGED = (
         "The residual grew beyond that of a zero solution. For Neumann, step * largest eigenvalue "
         'must stay below 2 (use step="auto" or a smaller step); for Chebyshev the bounds must hold '
-        "the spectrum; for ScaledIdentity, lower the scale; for Nystrom, raise the rank or rho. For "
-        "Auto, CG, MINRES and BiCGStab the operator is singular to this precision: add damping, or "
-        "a penalty on theta in the inner problem, or use float64. A state kept from another "
+        "the spectrum; for ScaledIdentity, lower the scale; for Nystrom, raise the rank or rho. "
+        "For Auto, CG, MINRES and BiCGStab the operator is singular to this precision: add damping "
+        "or a penalty on theta in the inner problem, or use float64. A state kept from another "
         "operator may have aged."
     )
     NON_FINITE = (

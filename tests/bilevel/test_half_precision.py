@@ -53,3 +53,14 @@ def test_half_precision_tells_negative_curvature_from_rounding(last: float, resu
         bilevel.Diagonal(values), torch.ones(N).half(), Neumann(10, step=0.5), on_failure="ignore"
     )
     assert found.result is result
+
+
+@pytest.mark.parametrize("solver", [bilevel.CG(), bilevel.Auto(), bilevel.MINRES()])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 1e3])
+def test_krylov_solvers_of_half_precision_take_long_vectors(
+    solver: bilevel.Solver, size: float
+) -> None:
+    values = torch.linspace(1, 2, N).half()
+    found = bilevel.solve(bilevel.Diagonal(values), torch.full((N,), size).half(), solver)
+    assert found.result is Result.SUCCESS
+    torch.testing.assert_close(found.value.float(), size / values.float(), rtol=0.03, atol=0)
