@@ -116,9 +116,8 @@ class MINRES(Iterative):
             gbar = sine * dbar - cosine * alfa
             old_epsilon, epsilon = epsilon, sine * beta
             dbar = -cosine * beta
-            slope, most = torch.hypot(gbar, dbar), torch.maximum(scale, beta)
-            if standing.low(slope, most, active):
-                active = active & standing.moves(slope / most, x, phibar, active, step)
+            slope = torch.hypot(gbar, dbar) / torch.maximum(scale, beta)
+            active = active & standing.moves(slope, x, phibar, active, step)
             gamma = torch.hypot(gbar, beta)
             singular = active & (gamma <= rounding * scale)
             flag = torch.where(lost, BREAKDOWN, torch.where(singular, SINGULAR, flag))
@@ -169,22 +168,16 @@ class _Standing:
     """
 
     def __init__(self, x: Tensor, phibar: Tensor) -> None:
-        self._x, self._phibar = x, phibar
+        self._x, self._phibar = x.clone(), phibar
         self._least = torch.full_like(phibar, 10 * torch.finfo(x.dtype).eps ** 0.5)
         self._met = torch.zeros_like(phibar, dtype=torch.bool)
         self._over = self._met
         self._until = torch.zeros_like(phibar, dtype=torch.int64)
-        self._any = not x.is_cpu  # to ask an accelerator costs more than to work for nothing
-
-    def low(self, slope: Tensor, most: Tensor, active: Tensor) -> bool:
-        """Whether any row is, or was, where ``||A r|| / ||r||`` is little of ``||A||``."""
-        self._any = self._any or bool((active & (slope <= self._least * most)).any())
-        return self._any
 
     def moves(self, slope: Tensor, x: Tensor, phibar: Tensor, active: Tensor, step: int) -> Tensor:
         """Take note of ``||A r|| / (||A|| ||r||)``; returns the rows that have not come to rest."""
         lower = active & ~(slope > self._least) & ~self._over
-        self._x = torch.where(column(lower), x, self._x)
+        torch.where(column(lower), x, self._x, out=self._x)
         self._phibar = torch.where(lower, phibar, self._phibar)
         self._least = torch.where(lower, slope, self._least)
         self._until = torch.where(lower & ~self._met, 2 * step + 10, self._until)
