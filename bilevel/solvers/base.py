@@ -238,7 +238,7 @@ class Stepwise(Solver):
 
 
 def lowest_curvature(
-    along: Tensor, square: Tensor, active: Tensor, dtype: torch.dtype | None = None
+    along: Tensor, square: Tensor, active: Tensor, *, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The smallest ``p'Ap / p'p`` of each row, and which rows met a negative and which a zero one.
 
