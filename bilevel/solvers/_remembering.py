@@ -79,7 +79,9 @@ class Remembering(Stepwise):
     ) -> Outcome:
         outcome = self.cg.finish(carry, records, state, symmetric)
         *_, alpha, beta = records
-        if len(carry["r"]) != 1 or alpha.dtype not in (torch.float32, torch.float64):
+        r = carry["r"]
+        precise = r.dtype in (torch.float32, torch.float64) and r.device.type != "mps"
+        if len(r) != 1 or not precise:  # what is learned is kept with sums in double precision
             return outcome
         learn = functools.partial(_learned, carry, alpha[:, 0], beta[:, 0], state)
         return replace(outcome, learned=learn)

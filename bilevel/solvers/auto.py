@@ -119,10 +119,10 @@ def _gone_on(
     if not bool(concerned.any()):
         return outcome
     rest = rhs - operator.rows(outcome.value)
-    astray = torch.linalg.vector_norm(rest, dim=1) <= torch.linalg.vector_norm(rhs, dim=1)
-    astray = column(concerned & ~astray)  # NaN is astray, too
-    value = torch.where(astray, 0.0, outcome.value)
-    rest = torch.where(astray, rhs, torch.where(column(concerned), rest, 0.0))
+    better = torch.linalg.vector_norm(rest, dim=1) <= torch.linalg.vector_norm(rhs, dim=1)
+    anew = column(concerned & ~better)  # also where there is a NaN
+    value = torch.where(anew, 0.0, outcome.value)
+    rest = torch.where(anew, rhs, torch.where(column(concerned), rest, 0.0))
     second = solver.compute(operator, rest, target, {})
     return Outcome(
         value + second.value,

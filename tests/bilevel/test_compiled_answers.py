@@ -155,15 +155,16 @@ def test_a_change_that_cannot_be_seen_is_found_out_whatever_the_size_of_the_obje
 
 
 def test_rounding_in_what_is_left_of_larger_terms_is_not_taken_for_a_change() -> None:
-    x, _ = _data(1, torch.float32)
+    x, y = _data(1, torch.float32)
     theta = THETA.float()
-    single = {"outer_args": (x, x @ theta), "inner_args": (x, (x.double() @ THETA).float())}
+    single = {"outer_args": (x, y), "inner_args": (x, (x.double() @ THETA).float())}
     for step in range(5):  # another order of the sums each time, with residuals of rounding alone
         order = torch.randperm(8, generator=torch.Generator().manual_seed(step))
         batches: dict[str, Any] = {name: (a[order], b[order]) for name, (a, b) in single.items()}
         with warnings.catch_warnings():
             warnings.simplefilter("error")
-            _call(phi=PHI.float() - 20, theta=theta, **batches)
+            _, info = _call(phi=PHI.float() - 20, theta=theta, return_info=True, **batches)
+        assert info.compile_seconds is not None
 
 
 def test_one_time_programs_are_counted_for_each_code_and_not_for_each_name() -> None:

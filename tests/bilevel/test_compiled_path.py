@@ -125,7 +125,7 @@ def _data(seed: int, rows: int = 8) -> tuple[Tensor, Tensor]:
     return make(rows, 3), make(rows)
 
 
-def _compare(
+def assert_as_eager(
     inner: Callable[..., Tensor], seed: int = 0, solver: Solver | None = None, **options: Any
 ) -> None:
     phi, theta = _data(100 + seed, 3)[1], _data(200 + seed, 3)[1]
@@ -146,29 +146,29 @@ def test_one_program_serves_every_point_and_every_batch_of_a_shape(
     solver: Solver | None, traced: Traces
 ) -> None:
     for seed in range(5):
-        _compare(_inner, seed, solver)
+        assert_as_eager(_inner, seed, solver)
     assert len(traced) == 1
-    _compare(_inner, inner_args=_data(1, rows=9))
+    assert_as_eager(_inner, inner_args=_data(1, rows=9))
     assert len(traced) == 2
 
 
 def test_a_function_made_anew_from_the_same_code_uses_the_same_program(traced: Traces) -> None:
     for seed in range(4):
-        _compare(lambda p, t, x, y: _inner(p, t, x, y), seed)
+        assert_as_eager(lambda p, t, x, y: _inner(p, t, x, y), seed)
     assert len(traced) == 1
 
 
 def test_what_a_closure_holds_is_seen_to_change(traced: Traces) -> None:
     held = {"weight": 1.0, "shift": torch.ones(3, dtype=F64)}
     inner = lambda p, t, x, y: _inner(p, t + held["shift"], x, y, held["weight"])  # noqa: E731
-    _compare(inner)
+    assert_as_eager(inner)
     held["shift"].mul_(3.0)  # the program takes the tensor itself
-    _compare(inner)
+    assert_as_eager(inner)
     assert len(traced) == 1
     held["shift"] = torch.zeros(3, dtype=F64)
-    _compare(inner)
+    assert_as_eager(inner)
     held["weight"] = 2.5
-    _compare(inner)
+    assert_as_eager(inner)
     assert len(traced) == 3
 
 
@@ -177,9 +177,9 @@ def _named(phi: Tensor, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def test_a_global_is_seen_to_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    _compare(_named)
+    assert_as_eager(_named)
     monkeypatch.setattr(f"{__name__}.SCALE", 3.0)
-    _compare(_named)
+    assert_as_eager(_named)
 
 
 class _Settings:
@@ -193,11 +193,11 @@ def test_a_setting_of_an_object_or_of_its_class_is_seen_to_change(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     settings = _Settings()
-    _compare(settings.inner)
+    assert_as_eager(settings.inner)
     monkeypatch.setattr(_Settings, "rate", 2.0)
-    _compare(settings.inner)
+    assert_as_eager(settings.inner)
     settings.rate = 3.0
-    _compare(settings.inner)
+    assert_as_eager(settings.inner)
 
 
 def test_the_mode_of_a_module_is_seen_to_change_and_nothing_of_it_is_touched() -> None:
@@ -290,38 +290,38 @@ def test_a_change_that_no_one_can_see_is_found_out_by_the_value(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("BILEVEL_TEST_WEIGHT", "1.0")
-    _compare(_weather)
+    assert_as_eager(_weather)
     monkeypatch.setenv("BILEVEL_TEST_WEIGHT", "4.0")
     with pytest.warns(bilevel.CompileWarning, match="cannot be seen from outside"):
-        _compare(_weather)
-    _compare(_weather)
+        assert_as_eager(_weather)
+    assert_as_eager(_weather)
 
 
 def test_shapes_that_keep_changing_are_no_longer_compiled(traced: Traces) -> None:
     for rows in range(4, 12):
-        _compare(_inner, inner_args=_data(1, rows))
+        assert_as_eager(_inner, inner_args=_data(1, rows))
     with pytest.warns(bilevel.CompileWarning, match="another kind 8 times"):
-        _compare(_inner, inner_args=_data(1, 20))
+        assert_as_eager(_inner, inner_args=_data(1, 20))
     for rows in range(21, 40):
-        _compare(_inner, inner_args=_data(1, rows))
+        assert_as_eager(_inner, inner_args=_data(1, rows))
     assert len(traced) == 8
 
 
 def test_shapes_that_come_again_may_be_many(traced: Traces) -> None:
     for rows in range(4, 16):
         for seed in range(2):
-            _compare(_inner, seed, inner_args=_data(1, rows))
+            assert_as_eager(_inner, seed, inner_args=_data(1, rows))
     assert len(traced) == 12
 
 
 def test_programs_are_dropped_and_what_they_held_goes_with_them() -> None:
     big = torch.ones(3, dtype=F64)
     gone = weakref.ref(big)
-    _compare(lambda p, t, x, y, big=big: _inner(p, t * big, x, y))
+    assert_as_eager(lambda p, t, x, y, big=big: _inner(p, t * big, x, y))
     del big
     batches = [_data(1), _data(2)]
     held = [weakref.ref(tensor) for batch in batches for tensor in batch]
-    _compare(_inner, outer_args=batches[0], inner_args=batches[1])
+    assert_as_eager(_inner, outer_args=batches[0], inner_args=batches[1])
     del batches
     gc.collect()
     assert all(reference() is None for reference in held)

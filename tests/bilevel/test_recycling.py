@@ -253,3 +253,17 @@ def test_steps_taken_between_two_looks_at_the_residual_are_not_learned_from(
     found = solve(A, b).state
     for name, tensor in wanted.items():
         torch.testing.assert_close(found[name], tensor)
+
+
+def test_what_rounding_has_blurred_is_not_learned() -> None:
+    values = torch.logspace(-9, 0, SIZE)
+    found = bilevel.solve(
+        bilevel.Diagonal(values),
+        normal(SIZE, seed=1).float(),
+        bilevel.Auto(1e-4),
+        on_failure="ignore",
+    )
+    S, Y = found.state["directions"], found.state["images"]
+    blurred = torch.finfo(torch.float32).eps * S.square().sum(1) * Y.square().sum(1).max()
+    assert 0 < len(S) < found.stats.iterations
+    assert float(blurred.max()) < 0.01

@@ -86,7 +86,7 @@ def test_a_folder_is_free_again_after_a_run_that_failed_or_ended(tmp_path: Path)
         run(FAST, QUICK, run_dir=tmp_path)
     run(FAST, QUICK, run_dir=tmp_path, resume=True)
     with alone_in(tmp_path, LOCK):
-        pass
+        assert (tmp_path / LOCK).is_file()
 
 
 def test_a_second_run_of_the_same_process_is_kept_out_too(tmp_path: Path) -> None:

@@ -367,7 +367,7 @@ def test_names_tell_methods_apart() -> None:
     assert method.name == "direct-contrastive-divergence"
 
 
-def refused(make: Callable[[], object], message: str) -> None:
+def assert_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
 
@@ -388,10 +388,10 @@ def test_options_that_do_not_fit_are_refused() -> None:
         (soft, r"samples: found 4 with the sampler Soft\(\), whose candidates are all the same"),
     ]
     for options, message in cases:
-        refused(lambda options=options: implicit(**options), message)
-    refused(lambda: CrossEntropy(lr=0.0), "lr: found 0.0")
+        assert_refused(lambda options=options: implicit(**options), message)
+    assert_refused(lambda: CrossEntropy(lr=0.0), "lr: found 0.0")
     models = build_models(6, 4, CONFIG, seed=0)
     bare = Models(models.space, models.network)
-    refused(lambda: implicit().learner(bare, steps_per_epoch=1), "models: found no energy")
+    assert_refused(lambda: implicit().learner(bare, steps_per_epoch=1), "models: found no energy")
     plain = Models(models.space, models.network, nn.Linear(1, 1))
-    refused(lambda: implicit().learner(plain, steps_per_epoch=1), "Linear has no `unaries`")
+    assert_refused(lambda: implicit().learner(plain, steps_per_epoch=1), "Linear has no `unaries`")
