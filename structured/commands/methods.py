@@ -122,6 +122,8 @@ def methods(
 def document(described: object) -> Documented:
     """Take the docstring of an object's class apart.
 
+    Arguments are also those of the classes it inherits from, unless it says more of one itself.
+
     Example:
         >>> class Door:
         ...     '''A way in.
@@ -137,20 +139,34 @@ def document(described: object) -> Documented:
             arguments={'width': 'in metres, 0.8 by default.'}, reference='')
     """
     whole = inspect.getdoc(type(described)) or ""
-    sections = {title: textwrap.dedent(body) for title, body in _SECTION.findall(whole)}
+    sections = _sections(whole)
     summary, _, text = _SECTION.sub("", whole).strip().partition("\n\n")
-    arguments = _ARGUMENT.findall(sections.get("Args", ""))
     reference = sections.get("Reference", sections.get("References", ""))
     return Documented(
         summary=_flowing(summary),
         text=_flowing(text),
-        arguments={name: _flowing(body) for name, body in arguments},
+        arguments=_arguments(type(described)),
         reference=_flowing(reference),
     )
 
 
+def _sections(text: str) -> dict[str, str]:
+    return {title: textwrap.dedent(body) for title, body in _SECTION.findall(text)}
+
+
+def _arguments(cls: type) -> dict[str, str]:
+    """Name -> what it is, of a class over those it inherits from."""
+    found: dict[str, str] = {}
+    for owner in reversed(cls.__mro__):
+        listed = _sections(inspect.cleandoc(owner.__doc__ or "")).get("Args", "")
+        found |= {name: _flowing(body) for name, body in _ARGUMENT.findall(listed)}
+    return found
+
+
 def options_of(described: Any, before: str = "") -> Iterator[Option]:
     """Yield the options of a method or of a part of it, those of its parts after each.
+
+    They come in the order of its signature.
 
     Args:
         described: A dataclass.
@@ -162,7 +178,8 @@ def options_of(described: Any, before: str = "") -> Iterator[Option]:
         ['primary', 'primary.samples', 'gradient']
     """
     explained = document(described).arguments
-    for field in fields(described):
+    # Options by name alone are at the end of a signature, wherever they are inherited from.
+    for field in sorted(fields(described), key=lambda field: field.kw_only is True):
         value, name = getattr(described, field.name), f"{before}{field.name}"
         yield Option(name, _default(value), explained.get(field.name, ""))
         if is_dataclass(value):

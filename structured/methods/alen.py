@@ -7,22 +7,13 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
-from structured import costs
+from structured.methods._alternating import Alternating, AlternatingLearner, AlternatingObjectives
 from structured.methods._gradient_inference import Descent, energy_of_points
-from structured.methods._objectives import Compared, Cost, Parameters, fixed
+from structured.methods._objectives import Compared, Parameters, fixed
 from structured.methods._optimizer import check_count, check_rate, check_weights
-from structured.methods._staged import (
-    EnergyStart,
-    Rule,
-    Stage,
-    StagedLearner,
-    check_start,
-    pretraining,
-    trained_energy,
-)
-from structured.methods.base import Method, SearchSpace
+from structured.methods._staged import Stage, trained_energy
+from structured.methods.base import SearchSpace
 from structured.methods.figures import comparison_figures
 from structured.methods.primaries import Margin
 from structured.methods.registry import register
@@ -31,7 +22,7 @@ from structured.models import Models
 
 @register("ialen")
 @dataclass(frozen=True)
-class IALEN(Method):
+class IALEN(Alternating):
     """ALEN without refinement: the network's proposal is the candidate. A RECONSTRUCTION.
 
     The network descends ``energy_weight E(x, A(x)) + ce_weight CE(A, y)``, the energy fixed; the
@@ -45,14 +36,6 @@ class IALEN(Method):
     Args:
         energy_weight: of the energy in the network's loss.
         ce_weight: of cross-entropy in the network's loss.
-        network_steps: steps on the network for one on the energy, on each minibatch.
-        pretrain_epochs: of the network with cross-entropy.
-        energy_start: as for `ALEN`.
-        pretrain_lr: of Adam in pretraining.
-        network_lr: of Adam on the network afterwards.
-        energy_lr: of Adam on the energy.
-        energy_weight_decay: decoupled, of Adam on the energy.
-        cost: Delta, one of `structured.costs` or a function like them.
 
     Raises:
         ValueError: if an option does not fit.
@@ -73,30 +56,16 @@ class IALEN(Method):
     """
 
     search_space: ClassVar[SearchSpace] = {
-        "pretrain_lr": (3e-4, 1e-3, 3e-3),
-        "network_lr": (3e-4, 1e-3, 3e-3),
-        "energy_lr": (3e-4, 1e-3, 3e-3),
+        **Alternating.search_space,
         "energy_weight": (0.1, 0.3, 1.0, 3.0),
     }
 
     energy_weight: float = 1.0
     ce_weight: float = 1.0
-    network_steps: int = 1
-    pretrain_epochs: int = 10
-    energy_start: EnergyStart = "cross_entropy"
-    pretrain_lr: float = 1e-3
-    network_lr: float = 1e-3
-    energy_lr: float = 1e-3
-    energy_weight_decay: float = 0.0
-    cost: Cost = costs.soft_f1
 
     def __post_init__(self) -> None:
-        check_weights(self, "energy_weight", "ce_weight", "energy_weight_decay")
-        check_count("network_steps", self.network_steps, 1)
-        check_count("pretrain_epochs", self.pretrain_epochs, 0)
-        for name in ("pretrain_lr", "network_lr", "energy_lr"):
-            check_rate(name, getattr(self, name))
-        check_start(self.energy_start)
+        super().__post_init__()
+        check_weights(self, "energy_weight", "ce_weight")
 
     @property
     def name(self) -> str:
@@ -105,11 +74,7 @@ class IALEN(Method):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """What is trained when."""
-        energy = Rule(self.energy_lr, self.energy_weight_decay)
-        return (
-            pretraining(self.pretrain_epochs, self.pretrain_lr, self.energy_start),
-            Stage("joint", None, {"network": Rule(self.network_lr), "energy": energy}),
-        )
+        return self.pretraining, Stage("joint", None, self.rules)
 
     @property
     def descent(self) -> Descent | None:
@@ -176,18 +141,6 @@ class ALEN(IALEN):
     E at its own proposal, not of what the steps make of it.
 
     Args:
-        energy_weight: of the energy in the network's loss.
-        ce_weight: of cross-entropy in the network's loss.
-        network_steps: steps on the network for one on the energy, on each minibatch.
-        pretrain_epochs: of the network with cross-entropy.
-        energy_start: "cross_entropy" (default) pretrains the energy's local term as a classifier
-            beside the network; "network" makes it minus the pretrained logits and wants equal
-            sizes; "random" leaves it.
-        pretrain_lr: of Adam in pretraining.
-        network_lr: of Adam on the network afterwards.
-        energy_lr: of Adam on the energy.
-        energy_weight_decay: decoupled, of Adam on the energy.
-        cost: Delta, one of `structured.costs` or a function like them.
         refine_steps: T; with 0 this is `IALEN`, step for step.
         refine_rate: size of these steps, in logits by unit of gradient.
 
@@ -235,18 +188,14 @@ class ALEN(IALEN):
 
 
 @dataclass(frozen=True)
-class LocalizedObjectives:
-    """What the network and the energy descend. Pure: phi and outputs come in as arguments.
+class LocalizedObjectives(AlternatingObjectives):
+    """What the network and the energy descend.
 
     Attributes:
-        models: the space, and the module that computes energies.
-        cost: Delta.
         energy_weight: of the energy in the network's loss.
         ce_weight: of cross-entropy in the network's loss.
     """
 
-    models: Models
-    cost: Cost
     energy_weight: float
     ce_weight: float
 
@@ -254,56 +203,37 @@ class LocalizedObjectives:
         """Return the network's loss, mean over the minibatch."""
         space = self.models.space
         values = -self.ce_weight * space.log_prob(logits, y)
-        return (values + self.energy_weight * self._energies(phi, x, space.relax(logits))).mean()
-
-    def compare(
-        self, phi: Parameters, x: Tensor, y: Tensor, logits: Tensor, point: Tensor
-    ) -> Compared:
-        """Evaluate a point beside the gold output."""
-        candidates = point[None]
-        energies = self._energies(phi, x, torch.cat([y[None], candidates]))
-        return Compared(logits, energies[0], energies[1:], self.cost(candidates, y))
+        return (values + self.energy_weight * self.energies(phi, x, space.relax(logits))).mean()
 
     def energy(self, found: Compared) -> Tensor:
         """Return the margin, mean over the minibatch."""
         return Margin().loss(found.gold_energy, found.energies, found.costs).mean()
 
-    def _energies(self, phi: Parameters, x: Tensor, points: Tensor) -> Tensor:
-        return functional_call(trained_energy(self.models), dict(phi), (x, points))
 
-
-class LocalizedLearner(StagedLearner):
+class LocalizedLearner(AlternatingLearner):
     """See `ALEN` and `IALEN`."""
 
     def __init__(
         self, method: IALEN, models: Models, *, seed: int, device: torch.device | str
     ) -> None:
-        super().__init__(
-            method,
-            models,
-            method.stages,
-            energy_start=method.energy_start,
-            seed=seed,
-            device=device,
-        )
+        super().__init__(method, models, seed=seed, device=device)
         self._method, self._objectives = method, method.objectives(models)
 
-    def _train(self, stage: Stage, x: Tensor, y: Tensor) -> dict[str, float]:
-        objectives, phi = self._objectives, fixed(self._phi)
-        value = y.new_zeros(())
-        for _ in range(self._method.network_steps):
-            value = objectives.network(phi, x, y, self._logits(x))
-            self._descend(value, "network")
+    def _step_network(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        value = self._objectives.network(fixed(self._phi), x, y, self._logits(x))
+        self._descend(value, "network")
+        return {"auxiliary": float(value.detach())}
+
+    def _step_energy(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        objectives, space = self._objectives, self.models.space
         with torch.no_grad():
             logits = self._logits(x)
             point = self._method.refine(self.models, x, logits)
-        found = objectives.compare(self._phi, x, y, logits, point)
+        found = objectives.compare(self._phi, x, y, logits, point[None])
         loss = objectives.energy(found)
         self._descend(loss, "energy")
-        space = self.models.space
         distance = (point - space.relax(logits)).abs().flatten(start_dim=1).mean()
         return {
-            "auxiliary": float(value.detach()),
             "primary": float(loss.detach()),
             "cross_entropy": float(-space.log_prob(logits, y).mean()),
             "refined_by": float(distance),

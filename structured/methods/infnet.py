@@ -8,26 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from structured import costs
-from structured.methods._objectives import (
-    Cost,
-    Minibatch,
-    Objectives,
-    Parameters,
-    fixed,
-    squared_norm,
-)
+from structured.methods._alternating import Alternating, AlternatingLearner
+from structured.methods._objectives import Minibatch, Objectives, Parameters, fixed, squared_norm
 from structured.methods._optimizer import check_count, check_finite, check_rate, check_weights
-from structured.methods._staged import (
-    EnergyStart,
-    Rule,
-    Stage,
-    StagedLearner,
-    check_start,
-    pretraining,
-    unaries_of,
-)
-from structured.methods.base import Method, SearchSpace
+from structured.methods._staged import Rule, Stage, unaries_of
+from structured.methods.base import SearchSpace
 from structured.methods.figures import comparison_figures
 from structured.methods.primaries import Margin
 from structured.methods.registry import register
@@ -39,7 +24,7 @@ JOINT, RETUNING = "joint", "retuning"
 
 @register("infnet")
 @dataclass(frozen=True)
-class InfNet(Method):
+class InfNet(Alternating):
     """Let a network find the most violated output, and an energy learn from it, by turns.
 
     After pretraining with cross-entropy the network is cost-augmented, F: it ascends the margin
@@ -48,9 +33,10 @@ class InfNet(Method):
     penalties hold it: ``l2 ||theta||^2 + anchor ||theta - theta_0||^2 + entropy H(F) + ce_weight
     CE(F, y)``, theta_0 the pretrained network.
 
-    The published code holds labels by ``anchor=10, entropy=1, ce_weight=0``, which supposes a
-    network that is trained to the end beforehand: from there on it hardly moves. By default it is
-    held by cross-entropy alone, the penalty the paper takes for tags, and goes on learning.
+    The published code has ``energy_start="network"``, so that ``b_i`` is minus the output weights,
+    and holds labels by ``anchor=10, entropy=1, ce_weight=0``, which supposes a network that is
+    trained to the end beforehand: from there on it hardly moves. By default it is held by
+    cross-entropy alone, the penalty the paper takes for tags, and goes on learning.
 
     *Gradient of the energy:* that of the margin in phi at a fixed F(x), ``dE(y)/dphi - dE(F)/dphi``
     where the hinge is active and nothing elsewhere. *Dropped:* the way phi moves F, that is
@@ -58,24 +44,15 @@ class InfNet(Method):
     along, held back by penalties.
 
     Args:
-        pretrain_epochs: of the network with cross-entropy.
         joint_epochs: of network and energy by turns; what follows is retuning, to the end.
-        network_steps: steps on F for one on the energy, on each minibatch.
         anchor: weight of the squared distance to the pretrained network.
         entropy: weight of the entropy of F(x); above 0 decided outputs are favoured, below 0
             undecided ones (better for tags, in the paper).
         l2: weight of the squared norm of F's parameters.
         ce_weight: weight of cross-entropy for F.
-        energy_start: "cross_entropy" (default) pretrains the energy's local term as a classifier
-            beside the network; "network" makes it minus the pretrained logits, so that ``b_i`` is
-            minus the output weights, as published, and wants equal sizes; "random" leaves it.
         freeze_features: keep the features f of the energy's local term as pretraining left them.
-        pretrain_lr: of Adam in pretraining.
         network_lr: of Adam on F.
-        energy_lr: of Adam on the energy.
-        energy_weight_decay: decoupled, of Adam on the energy.
         retune_lr: of Adam in retuning.
-        cost: Delta, one of `structured.costs` or a function like them.
 
     Raises:
         ValueError: if an option does not fit.
@@ -96,38 +73,25 @@ class InfNet(Method):
     """
 
     search_space: ClassVar[SearchSpace] = {
-        "pretrain_lr": (3e-4, 1e-3, 3e-3),
-        "network_lr": (3e-4, 1e-3, 3e-3),
-        "energy_lr": (3e-4, 1e-3, 3e-3),
+        **Alternating.search_space,
         "ce_weight": (0.3, 1.0, 3.0),
         "entropy": (0.0, 0.3, 1.0),
     }
 
-    pretrain_epochs: int = 10
     joint_epochs: int = 20
-    network_steps: int = 1
     anchor: float = 0.0
     entropy: float = 0.0
     l2: float = 0.0
     ce_weight: float = 1.0
-    energy_start: EnergyStart = "cross_entropy"
     freeze_features: bool = True
-    pretrain_lr: float = 1e-3
-    network_lr: float = 1e-3
-    energy_lr: float = 1e-3
-    energy_weight_decay: float = 0.0
     retune_lr: float = 1e-4
-    cost: Cost = costs.soft_f1
 
     def __post_init__(self) -> None:
-        check_count("pretrain_epochs", self.pretrain_epochs, 0)
+        super().__post_init__()
         check_count("joint_epochs", self.joint_epochs, 0)
-        check_count("network_steps", self.network_steps, 1)
-        check_weights(self, "anchor", "l2", "ce_weight", "energy_weight_decay")
+        check_weights(self, "anchor", "l2", "ce_weight")
         check_finite("entropy", self.entropy)
-        for name in ("pretrain_lr", "network_lr", "energy_lr", "retune_lr"):
-            check_rate(name, getattr(self, name))
-        check_start(self.energy_start)
+        check_rate("retune_lr", self.retune_lr)
         if self.freeze_features and self.energy_start == "random":
             raise ValueError(
                 'freeze_features: found True with energy_start="random", which would keep features '
@@ -141,10 +105,9 @@ class InfNet(Method):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """What is trained when."""
-        energy = Rule(self.energy_lr, self.energy_weight_decay)
         return (
-            pretraining(self.pretrain_epochs, self.pretrain_lr, self.energy_start),
-            Stage(JOINT, self.joint_epochs, {"network": Rule(self.network_lr), "energy": energy}),
+            self.pretraining,
+            Stage(JOINT, self.joint_epochs, self.rules),
             Stage(RETUNING, None, {"network": Rule(self.retune_lr)}),
         )
 
@@ -211,21 +174,14 @@ class InfNetObjectives:
         return self.margin.energies(phi, batch.x, point).mean()
 
 
-class InfNetLearner(StagedLearner):
+class InfNetLearner(AlternatingLearner):
     """See `InfNet`."""
 
     def __init__(
         self, method: InfNet, models: Models, *, seed: int, device: torch.device | str
     ) -> None:
-        super().__init__(
-            method,
-            models,
-            method.stages,
-            energy_start=method.energy_start,
-            seed=seed,
-            device=device,
-        )
-        self._method, self._objectives = method, method.objectives(models)
+        super().__init__(method, models, seed=seed, device=device)
+        self._objectives = method.objectives(models)
         # The pretrained network, while F is held to it.
         self._kept: dict[str, Tensor] = {}
         self._frozen: set[str] = set()
@@ -242,19 +198,21 @@ class InfNetLearner(StagedLearner):
             self._kept = {name: leaf.detach().clone() for name, leaf in self._theta.items()}
 
     def _train(self, stage: Stage, x: Tensor, y: Tensor) -> dict[str, float]:
-        phi = fixed(self._phi)
-        if stage.name == RETUNING:
-            value = self._objectives.retuning(phi, self._theta, self._minibatch(x, y))
-            self._descend(value, "network")
-            return {"auxiliary": float(value.detach())}
-        value = y.new_zeros(())
-        for _ in range(self._method.network_steps):
-            batch = self._minibatch(x, y)
-            value = self._objectives.network(phi, self._theta, self._kept, batch)
-            self._descend(value, "network")
-        return {"auxiliary": float(value.detach()), **self._descend_energy(x, y)}
+        return self._retune(x, y) if stage.name == RETUNING else super()._train(stage, x, y)
 
-    def _descend_energy(self, x: Tensor, y: Tensor) -> dict[str, float]:
+    def _retune(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        batch = self._minibatch(x, y)
+        value = self._objectives.retuning(fixed(self._phi), self._theta, batch)
+        self._descend(value, "network")
+        return {"auxiliary": float(value.detach())}
+
+    def _step_network(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        batch = self._minibatch(x, y)
+        value = self._objectives.network(fixed(self._phi), self._theta, self._kept, batch)
+        self._descend(value, "network")
+        return {"auxiliary": float(value.detach())}
+
+    def _step_energy(self, x: Tensor, y: Tensor) -> dict[str, float]:
         margin, batch, theta = self._objectives.margin, self._minibatch(x, y), fixed(self._theta)
         phi = {
             name: leaf.detach() if name in self._frozen else leaf

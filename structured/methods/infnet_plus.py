@@ -7,22 +7,14 @@ from typing import ClassVar, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from structured import costs
 from structured.losses import compound_energy_loss, compound_network_loss
+from structured.methods._alternating import Alternating, AlternatingLearner, AlternatingObjectives
 from structured.methods._augmented import Augmented, Parameterization, augmented
-from structured.methods._objectives import Compared, Cost, Parameters, fixed
-from structured.methods._optimizer import check_choice, check_count, check_rate, check_weights
-from structured.methods._staged import (
-    EnergyStart,
-    Rule,
-    Stage,
-    StagedLearner,
-    check_start,
-    pretraining,
-)
-from structured.methods.base import Method, SearchSpace
+from structured.methods._objectives import Compared, fixed
+from structured.methods._optimizer import check_choice, check_weights
+from structured.methods._staged import Stage
+from structured.methods.base import SearchSpace
 from structured.methods.figures import comparison_figures
 from structured.methods.registry import register
 from structured.models import Models
@@ -32,7 +24,7 @@ JOINT = "joint"
 
 @register("infnet_plus")
 @dataclass(frozen=True)
-class InfNetPlus(Method):
+class InfNetPlus(Alternating):
     """Train the energy against two networks at once: one that violates margins, one that predicts.
 
     F, cost-augmented, is needed in training only; A predicts. After pretraining A with
@@ -57,14 +49,7 @@ class InfNetPlus(Method):
         ce_weight: tau, of A's cross-entropy.
         network_steps: steps on the networks for one on the energy, on each minibatch.
         pretrain_epochs: of A with cross-entropy; F then begins as A (stacked: decides as A does).
-        energy_start: "cross_entropy" (default) pretrains the energy's local term as a classifier
-            beside A; "network" makes it minus the pretrained logits and wants equal sizes;
-            "random" leaves it.
-        pretrain_lr: of Adam in pretraining.
         network_lr: of Adam on F and A.
-        energy_lr: of Adam on the energy.
-        energy_weight_decay: decoupled, of Adam on the energy.
-        cost: Delta, one of `structured.costs` or a function like them.
 
     Raises:
         ValueError: if an option does not fit.
@@ -84,9 +69,7 @@ class InfNetPlus(Method):
     """
 
     search_space: ClassVar[SearchSpace] = {
-        "pretrain_lr": (3e-4, 1e-3, 3e-3),
-        "network_lr": (3e-4, 1e-3, 3e-3),
-        "energy_lr": (3e-4, 1e-3, 3e-3),
+        **Alternating.search_space,
         "weight": (0.3, 1.0, 3.0),
         "ce_weight": (0.3, 1.0, 3.0),
     }
@@ -95,23 +78,11 @@ class InfNetPlus(Method):
     detach: bool = True
     weight: float = 1.0
     ce_weight: float = 1.0
-    network_steps: int = 1
-    pretrain_epochs: int = 10
-    energy_start: EnergyStart = "cross_entropy"
-    pretrain_lr: float = 1e-3
-    network_lr: float = 1e-3
-    energy_lr: float = 1e-3
-    energy_weight_decay: float = 0.0
-    cost: Cost = costs.soft_f1
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("parameterization", self.parameterization, get_args(Parameterization))
-        check_weights(self, "weight", "ce_weight", "energy_weight_decay")
-        check_count("network_steps", self.network_steps, 1)
-        check_count("pretrain_epochs", self.pretrain_epochs, 0)
-        for name in ("pretrain_lr", "network_lr", "energy_lr"):
-            check_rate(name, getattr(self, name))
-        check_start(self.energy_start)
+        check_weights(self, "weight", "ce_weight")
 
     @property
     def name(self) -> str:
@@ -120,12 +91,8 @@ class InfNetPlus(Method):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """What is trained when."""
-        networks = Rule(self.network_lr)
-        energy = Rule(self.energy_lr, self.energy_weight_decay)
-        return (
-            pretraining(self.pretrain_epochs, self.pretrain_lr, self.energy_start),
-            Stage(JOINT, None, {"network": networks, "augmented": networks, "energy": energy}),
-        )
+        moves = self.rules | {"augmented": self.rules["network"]}
+        return self.pretraining, Stage(JOINT, None, moves)
 
     def objectives(self, models: Models) -> CompoundObjectives:
         """Return what networks and energy descend, as functions of what they put out."""
@@ -143,31 +110,21 @@ class InfNetPlus(Method):
 
 
 @dataclass(frozen=True)
-class CompoundObjectives:
-    """The two compound losses. Pure: phi and the networks' logits come in as arguments.
+class CompoundObjectives(AlternatingObjectives):
+    """The two compound losses.
 
     Attributes:
-        models: the space, and the module that computes energies.
-        cost: Delta.
         weight: lam.
         ce_weight: tau.
     """
 
-    models: Models
-    cost: Cost
     weight: float
     ce_weight: float
 
-    def compare(
-        self, phi: Parameters, x: Tensor, y: Tensor, logits: Tensor, augmented_logits: Tensor
-    ) -> Compared:
-        """Evaluate the candidates F(x) and A(x), in this order, beside the gold output."""
-        space, energy = self.models.space, self.models.energy
-        assert energy is not None
-        candidates = torch.stack([space.relax(augmented_logits), space.relax(logits)])
-        points = torch.cat([y[None], candidates])
-        energies = functional_call(energy, dict(phi), (x, points))
-        return Compared(logits, energies[0], energies[1:], self.cost(candidates, y))
+    def candidates(self, logits: Tensor, augmented_logits: Tensor) -> Tensor:
+        """Return what the gold output is compared with, F(x) and A(x), ``[2, B, *event]``."""
+        space = self.models.space
+        return torch.stack([space.relax(augmented_logits), space.relax(logits)])
 
     def energy(self, found: Compared) -> Tensor:
         """Return both hinges, mean over the minibatch: what the energy descends."""
@@ -192,7 +149,7 @@ class CompoundObjectives:
         ).mean()
 
 
-class InfNetPlusLearner(StagedLearner):
+class InfNetPlusLearner(AlternatingLearner):
     """See `InfNetPlus`."""
 
     def __init__(
@@ -201,15 +158,8 @@ class InfNetPlusLearner(StagedLearner):
         self._augmented: Augmented = augmented(
             method.parameterization, models.network, models.space, detach=method.detach
         )
-        super().__init__(
-            method,
-            models,
-            method.stages,
-            energy_start=method.energy_start,
-            seed=seed,
-            device=device,
-        )
-        self._method, self._objectives = method, method.objectives(models)
+        super().__init__(method, models, seed=seed, device=device)
+        self._objectives = method.objectives(models)
 
     def _modules(self) -> dict[str, nn.Module]:
         return super()._modules() | {"augmented": self._augmented}
@@ -219,26 +169,30 @@ class InfNetPlusLearner(StagedLearner):
         if stage.name == JOINT:
             self._augmented.begin(self.models.network)
 
-    def _train(self, stage: Stage, x: Tensor, y: Tensor) -> dict[str, float]:
-        objectives, phi = self._objectives, fixed(self._phi)
-        value = y.new_zeros(())
-        for _ in range(self._method.network_steps):
-            value = objectives.networks(objectives.compare(phi, x, y, *self._both(x, y)), y)
-            self._descend(value, "network", "augmented")
+    def _step_network(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        objectives = self._objectives
+        found = objectives.compare(fixed(self._phi), x, y, *self._proposals(x, y))
+        value = objectives.networks(found, y)
+        self._descend(value, "network", "augmented")
+        return {"auxiliary": float(value.detach())}
+
+    def _step_energy(self, x: Tensor, y: Tensor) -> dict[str, float]:
+        objectives = self._objectives
         with torch.no_grad():
-            logits = self._both(x, y)
-        found = objectives.compare(self._phi, x, y, *logits)
+            proposals = self._proposals(x, y)
+        found = objectives.compare(self._phi, x, y, *proposals)
         loss = objectives.energy(found)
         self._descend(loss, "energy")
         augmented = Compared(found.logits, found.gold_energy, found.energies[:1], found.costs[:1])
         gap = (found.energies[1] - found.gold_energy).detach()
         return {
-            "auxiliary": float(value.detach()),
             "primary": float(loss.detach()),
             "cross_entropy": float(-self.models.space.log_prob(found.logits, y).mean()),
             "predicted_gap": float(gap.mean()),
             **comparison_figures(augmented),
         }
 
-    def _both(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        return self._augmented.both(self.models.network, x, y, self.generator)
+    def _proposals(self, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the logits of A, and the candidates."""
+        logits, augmented = self._augmented.both(self.models.network, x, y, self.generator)
+        return logits, self._objectives.candidates(logits, augmented)

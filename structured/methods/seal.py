@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
-from structured import costs
 from structured.losses import nce_ranking
-from structured.methods._objectives import Compared, Cost, Parameters, fixed
-from structured.methods._optimizer import check_choice, check_count, check_rate, check_weights
-from structured.methods._staged import (
-    PRETRAINING,
-    EnergyStart,
-    Rule,
-    Stage,
-    StagedLearner,
-    check_start,
-    pretraining,
-)
-from structured.methods.base import Method, SearchSpace
+from structured.methods._alternating import Alternating, AlternatingLearner, AlternatingObjectives
+from structured.methods._objectives import Compared, Parameters, fixed
+from structured.methods._optimizer import check_choice, check_count, check_weights
+from structured.methods._staged import PRETRAINING, EnergyStart, Stage
+from structured.methods.base import SearchSpace
 from structured.methods.figures import comparison_figures
 from structured.methods.primaries import Margin, Value
 from structured.methods.registry import register
@@ -36,7 +27,7 @@ ENERGY = "energy"
 
 @register("seal")
 @dataclass(frozen=True)
-class Seal(Method):
+class Seal(Alternating):
     """Train the network with cross-entropy plus an energy that is learned as a loss for it.
 
     The network descends ``CE(A, y) + energy_weight E(x, A(x))``, the energy fixed. The energy
@@ -61,18 +52,13 @@ class Seal(Method):
             energy's scale: "ranking" makes E as large as ``-log p(y)``, so that 1 counts labels
             twice. The published code has 9.2 on bibtex and 1.0 on delicious, with other energies.
         network_steps: steps on the network on each minibatch.
-        energy_steps: steps on the energy before each of those (the published code nests them so,
-            9 in 10 on bibtex and 3 in 5 on delicious: up to a hundred steps on a minibatch).
-        pretrain_epochs: of the network with cross-entropy.
+        energy_steps: steps on the energy before each on the network (the published code nests them
+            so, 9 in 10 on bibtex and 3 in 5 on delicious: up to a hundred steps on a minibatch).
         energy_epochs: of the energy, in "static" mode; "dynamic" has no use for them. They count
             as pretraining.
         energy_start: "random" (default) leaves the energy as it is; "cross_entropy" pretrains its
             local term as a classifier beside the network; "network" makes it minus the pretrained
             logits and wants equal sizes.
-        pretrain_lr: of Adam in pretraining the network.
-        network_lr: of Adam on the network afterwards.
-        energy_lr: of Adam on the energy.
-        energy_weight_decay: decoupled, of Adam on the energy.
         cost: Delta, of "margin" and "value".
 
     Raises:
@@ -91,9 +77,7 @@ class Seal(Method):
     """
 
     search_space: ClassVar[SearchSpace] = {
-        "pretrain_lr": (3e-4, 1e-3, 3e-3),
-        "network_lr": (3e-4, 1e-3, 3e-3),
-        "energy_lr": (3e-4, 1e-3, 3e-3),
+        **Alternating.search_space,
         "energy_weight": (0.03, 0.1, 0.3, 1.0),
         "samples": (20, 40),
     }
@@ -102,28 +86,18 @@ class Seal(Method):
     energy_loss: SealLoss = "ranking"
     samples: int = 40
     energy_weight: float = 0.1
-    network_steps: int = 1
     energy_steps: int = 1
-    pretrain_epochs: int = 10
     energy_epochs: int = 5
-    energy_start: EnergyStart = "random"
-    pretrain_lr: float = 1e-3
-    network_lr: float = 1e-3
-    energy_lr: float = 1e-3
-    energy_weight_decay: float = 0.0
-    cost: Cost = costs.soft_f1
+    energy_start: EnergyStart = field(default="random", kw_only=True)
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_choice("mode", self.mode, get_args(SealMode))
         check_choice("energy_loss", self.energy_loss, get_args(SealLoss))
-        for name in ("samples", "network_steps", "energy_steps"):
-            check_count(name, getattr(self, name), 1)
-        for name in ("pretrain_epochs", "energy_epochs"):
-            check_count(name, getattr(self, name), 0)
-        check_weights(self, "energy_weight", "energy_weight_decay")
-        for name in ("pretrain_lr", "network_lr", "energy_lr"):
-            check_rate(name, getattr(self, name))
-        check_start(self.energy_start)
+        check_count("samples", self.samples, 1)
+        check_count("energy_steps", self.energy_steps, 1)
+        check_count("energy_epochs", self.energy_epochs, 0)
+        check_weights(self, "energy_weight")
 
     @property
     def name(self) -> str:
@@ -132,16 +106,17 @@ class Seal(Method):
     @property
     def stages(self) -> tuple[Stage, ...]:
         """What is trained when."""
-        first = pretraining(self.pretrain_epochs, self.pretrain_lr, self.energy_start)
-        network = {"network": Rule(self.network_lr)}
-        energy = {"energy": Rule(self.energy_lr, self.energy_weight_decay)}
         if self.mode == "dynamic":
-            return first, Stage("dynamic", None, network | energy)
-        return first, Stage(ENERGY, self.energy_epochs, energy), Stage("static", None, network)
+            return self.pretraining, Stage("dynamic", None, self.rules)
+        return (
+            self.pretraining,
+            Stage(ENERGY, self.energy_epochs, {"energy": self.rules["energy"]}),
+            Stage("static", None, {"network": self.rules["network"]}),
+        )
 
     def objectives(self, models: Models) -> SealObjectives:
         """Return what network and energy descend, as functions of their parameters."""
-        return SealObjectives(models, self.energy_loss, self.samples, self.energy_weight, self.cost)
+        return SealObjectives(models, self.cost, self.energy_loss, self.samples, self.energy_weight)
 
     def learner(
         self,
@@ -155,22 +130,18 @@ class Seal(Method):
 
 
 @dataclass(frozen=True)
-class SealObjectives:
-    """What the network and the energy descend. Pure: phi, logits and noise come in as arguments.
+class SealObjectives(AlternatingObjectives):
+    """What the network and the energy descend.
 
     Attributes:
-        models: the space, and the module that computes energies.
         loss: of the energy.
         samples: how many candidates "ranking" draws.
         energy_weight: w.
-        cost: Delta.
     """
 
-    models: Models
     loss: SealLoss
     samples: int
     energy_weight: float
-    cost: Cost
 
     def candidates(self, logits: Tensor, noise: Tensor | None = None) -> Tensor:
         """Return what the gold output is compared with, detached, ``[K, B, *event]``.
@@ -184,13 +155,6 @@ class SealObjectives:
             sampler, count = NoPathHard(), self.samples
         return self.models.space.sample(logits, count, sampler, noise=noise)
 
-    def compare(
-        self, phi: Parameters, x: Tensor, y: Tensor, logits: Tensor, candidates: Tensor
-    ) -> Compared:
-        """Evaluate the candidates beside the gold output."""
-        energies = self._energies(phi, x, torch.cat([y[None], candidates]))
-        return Compared(logits, energies[0], energies[1:], self.cost(candidates, y))
-
     def energy(self, found: Compared, y: Tensor, candidates: Tensor) -> Tensor:
         """Return the energy's own loss, mean over the minibatch."""
         if self.loss == "ranking":
@@ -203,29 +167,18 @@ class SealObjectives:
     def network(self, phi: Parameters, x: Tensor, y: Tensor, logits: Tensor) -> Tensor:
         """Return ``CE(A, y) + w E(x, A(x))``, mean over the minibatch."""
         space = self.models.space
-        values = self.energy_weight * self._energies(phi, x, space.relax(logits))
+        values = self.energy_weight * self.energies(phi, x, space.relax(logits))
         return (values - space.log_prob(logits, y)).mean()
 
-    def _energies(self, phi: Parameters, x: Tensor, points: Tensor) -> Tensor:
-        assert self.models.energy is not None
-        return functional_call(self.models.energy, dict(phi), (x, points))
 
-
-class SealLearner(StagedLearner):
+class SealLearner(AlternatingLearner):
     """See `Seal`."""
 
     def __init__(
         self, method: Seal, models: Models, *, seed: int, device: torch.device | str
     ) -> None:
-        super().__init__(
-            method,
-            models,
-            method.stages,
-            energy_start=method.energy_start,
-            seed=seed,
-            device=device,
-        )
-        self._method, self._objectives = method, method.objectives(models)
+        super().__init__(method, models, seed=seed, device=device)
+        self._energy_steps, self._objectives = method.energy_steps, method.objectives(models)
 
     @property
     def phase(self) -> str:
@@ -235,9 +188,9 @@ class SealLearner(StagedLearner):
 
     def _train(self, stage: Stage, x: Tensor, y: Tensor) -> dict[str, float]:
         figures: dict[str, float] = {}
-        for _ in range(self._method.network_steps if "network" in stage.moves else 1):
+        for _ in range(self._network_steps if "network" in stage.moves else 1):
             if "energy" in stage.moves:
-                for _ in range(self._method.energy_steps):
+                for _ in range(self._energy_steps):
                     figures |= self._step_energy(x, y)
             if "network" in stage.moves:
                 figures |= self._step_network(x, y)

@@ -66,6 +66,35 @@ def test_the_json_of_a_method_is_a_file_to_train_with(key: str, tmp_path: Path) 
     assert parse_method(str(file)) == known()[key]()
 
 
+def test_an_inherited_option_is_explained_by_its_owner_unless_the_class_says_more() -> None:
+    @dataclass(frozen=True, kw_only=True)
+    class Opening:
+        """A hole in a wall.
+
+        Args:
+            width: in metres.
+            height: in metres.
+        """
+
+        width: float = 0.8
+        height: float = 2.0
+
+    @dataclass(frozen=True)
+    class Door(Opening):
+        """A way in.
+
+        Args:
+            height: enough to stand.
+            hinge: where.
+        """
+
+        hinge: str = "left"
+
+    explained = {option.name: option.help for option in options_of(Door("right"))}
+    assert explained == {"hinge": "where.", "width": "in metres.", "height": "enough to stand."}
+    assert list(explained) == ["hinge", "width", "height"], "as in the signature"
+
+
 def test_an_unknown_method_is_a_line_that_names_the_known_ones() -> None:
     result = invoke("implict")
     assert result.exit_code == 2

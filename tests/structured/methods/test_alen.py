@@ -122,7 +122,7 @@ def test_the_energy_is_compared_at_the_refined_point(make_models: Make, make_bat
     with torch.no_grad():
         logits = models.network(batch.x)
         point = method.refine(models, batch.x, logits)
-        found = objectives.compare(phi, batch.x, batch.y, logits, point)
+        found = objectives.compare(phi, batch.x, batch.y, logits, point[None])
         gap = models.energy(batch.x, batch.y) - models.energy(batch.x, point)
         expected = (costs.soft_f1(point, batch.y) + gap).relu().mean()
     assert expected > 0
@@ -158,7 +158,7 @@ def test_the_energy_takes_the_gradient_at_a_fixed_point_and_drops_that_through_t
 
     def value(point: Tensor) -> Tensor:
         phi = dict(models.energy.named_parameters())
-        return objectives.energy(objectives.compare(phi, batch.x, batch.y, logits, point))
+        return objectives.energy(objectives.compare(phi, batch.x, batch.y, logits, point[None]))
 
     leaves = list(models.energy.parameters())
     found, expected = directional(lambda: value(held), leaves)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -81,6 +82,26 @@ def same(left: nn.Module | None, right: nn.Module | None) -> bool:
 @EVERY
 def test_a_method_survives_json(method: Method) -> None:
     assert from_dict(json.loads(json.dumps(to_dict(method)))) == method
+
+
+SHARED = {
+    "pretrain_epochs": -1,
+    "pretrain_lr": 0.0,
+    "energy_start": "zero",
+    "network_steps": 0,
+    "network_lr": -1.0,
+    "energy_lr": math.inf,
+    "energy_weight_decay": -0.1,
+}
+
+
+@EVERY
+@pytest.mark.parametrize(("option", "value"), SHARED.items())
+def test_a_shared_option_that_does_not_fit_is_refused(
+    method: Any, option: str, value: object
+) -> None:
+    with pytest.raises(ValueError, match=f"^{option}: found {value!r}"):
+        replace(method, **{option: value})
 
 
 @EVERY_NAME

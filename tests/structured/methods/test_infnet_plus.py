@@ -109,13 +109,16 @@ def test_gradients_of_both_losses_are_those_of_central_differences(
     own.begin(models.network)
     phi = dict(models.energy.named_parameters())
 
+    def judged() -> Compared:
+        logits, violating = own.both(models.network, batch.x, batch.y, generator())
+        candidates = objectives.candidates(logits, violating)
+        return objectives.compare(phi, batch.x, batch.y, logits, candidates)
+
     def networks() -> Tensor:
-        logits = own.both(models.network, batch.x, batch.y, generator())
-        return objectives.networks(objectives.compare(phi, batch.x, batch.y, *logits), batch.y)
+        return objectives.networks(judged(), batch.y)
 
     def energy() -> Tensor:
-        logits = own.both(models.network, batch.x, batch.y, generator())
-        return objectives.energy(objectives.compare(phi, batch.x, batch.y, *logits))
+        return objectives.energy(judged())
 
     cases: list[tuple[Callable[[], Tensor], list[nn.Parameter]]] = [
         (networks, [*models.network.parameters(), *own.parameters()]),
