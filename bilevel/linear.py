@@ -196,8 +196,14 @@ class _Prepared(dict[str, Tensor]):
         )
 
 
-def _check_size(state: State | None, operator: LinearOperator) -> None:
-    """Refuse a state of another size: its largest dimension is that of the operator."""
+def _check_state(state: State | None, operator: LinearOperator) -> None:
+    """Refuse what is no state, or one of another size, by its largest dimension."""
+    for name, entry in (state or {}).items():
+        if not isinstance(entry, Tensor):
+            raise InputError(
+                f"state[{name!r}] is {described(entry)}; wanted a tensor. Pass the state of an "
+                "earlier solve (Solution.state), or None."
+            )
     if not state or operator.batch is not None:
         return
     size = max((max(tensor.shape, default=1) for tensor in state.values()), default=1)
@@ -231,7 +237,7 @@ def _solve(
         if not bool(torch.isfinite(initial).all()):
             raise NonFiniteError("initial holds a NaN or an infinity; nothing was solved.")
         start = warm_start(operator, system, initial)
-    _check_size(state, operator)
+    _check_state(state, operator)
     state = _Prepared(state or solver.init(operator))
     outcome = solver.compute(
         operator, system.rhs if start is None else start.remaining, system.target, state

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bilevel.errors import InputError
 from bilevel.operators import LinearOperator
 from bilevel.preconditioners import Preconditioner
 from bilevel.solution import State
@@ -42,6 +43,25 @@ class Recycled(Preconditioner):
         return own * (rows - inner.T.to(rows) @ images) + outer.T.to(rows) @ directions
 
 
+def check_state(state: State, rows: Tensor) -> None:
+    """Refuse a state that was not learned from problems of this size and dtype."""
+    pairs, double = len(state["directions"]), torch.float64
+    wanted = {
+        "directions": ((pairs, rows.shape[1]), rows.dtype),
+        "images": ((pairs, rows.shape[1]), rows.dtype),
+        "upper": ((pairs, pairs), double),
+        "gram": ((pairs, pairs), double),
+        "level": ((), double),
+    }
+    for name, kind in wanted.items():
+        found = tuple(state[name].shape), state[name].dtype
+        if found != kind:
+            raise InputError(
+                f"state[{name!r}] is {found[1]} of shape {found[0]}; wanted {kind[1]} of shape "
+                f"{kind[0]}. Pass the state of a solve of the same size and dtype, or None."
+            )
+
+
 def learned(
     residuals: Tensor, preconditioned: Tensor, alpha: Tensor, beta: Tensor, last: Tensor, old: State
 ) -> State:
@@ -65,9 +85,10 @@ def learned(
     after = torch.cat([residuals[1:] * beta[:-1].sqrt().unsqueeze(1), last.unsqueeze(0)])
     images = (residuals - after) / lengths
     directions, images = directions[-_PAIRS:], images[-_PAIRS:]
-    # What is left at last, the pairs do not hold: its curvature stands for all they do not.
-    level = 1 / (alpha[-1].reciprocal() + (beta[-2] / alpha[-2] if len(alpha) > 1 else 0.0))
-    level = level.double() * old.get("level", 1.0)
+    # What is left at last, the pairs do not hold: its curvature z'Az / z'z stands for all they do
+    # not. The old level is no part of it: over many solves, products of such would drift away.
+    curvature = alpha[-1].reciprocal() + (beta[-2] / alpha[-2] if len(alpha) > 1 else 0.0)
+    level = preconditioned[-1].double().square().sum() / curvature.double()
 
     squares, sizes = directions.square().sum(1), images.square().sum(1)
     clear = squares * sizes.max() < _NOISE / torch.finfo(directions.dtype).eps

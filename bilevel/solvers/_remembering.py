@@ -78,25 +78,27 @@ class Remembering(Stepwise):
         self, carry: Carry, records: Sequence[Tensor], state: State, symmetric: bool
     ) -> Outcome:
         outcome = self.cg.finish(carry, records, state, symmetric)
-        *_, alpha, beta = records
+        *_, active, alpha, beta = records
         r = carry["r"]
         precise = r.dtype in (torch.float32, torch.float64) and r.device.type != "mps"
         if len(r) != 1 or not precise:  # what is learned is kept with sums in double precision
             return outcome
-        learn = functools.partial(_learned, carry, alpha[:, 0], beta[:, 0], state)
+        learn = functools.partial(_learned, carry, active[:, 0], alpha[:, 0], beta[:, 0], state)
         return replace(outcome, learned=learn)
 
 
-def _learned(carry: Carry, alpha: Tensor, beta: Tensor, state: State) -> State:
+def _learned(carry: Carry, active: Tensor, alpha: Tensor, beta: Tensor, state: State) -> State:
     """What a next solve may start from, after one with a single right-hand side."""
     memory, duals = carry["memory"], carry["duals"]
     steps, stored = int((alpha > 0).sum()), carry["basis"].shape[1]
-    if stored < steps:  # the residual after the last one stored was let go
-        count = stored - 1
-        last = memory[0, count] * beta[count - 1].sqrt() if count > 0 else memory[0, :0]
-    else:
+    refused = stored > steps and bool(active[steps])  # a step begun and not taken: its residual
+    if stored >= steps and not refused:
         count = steps
         last = carry["r"][0] * carry["scale"][0]
+    else:
+        # The one after the last step is the last stored, or the rest was let go.
+        count = min(stored - 1, steps)
+        last = memory[0, count] * beta[count - 1].sqrt() if count > 0 else memory[0, :0]
     if count < 1:
         return dict(state)
     return learned(memory[0, :count], duals[0, :count], alpha[:count], beta[:count], last, state)

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from bilevel.operators import LinearOperator
 from bilevel.solution import State
-from bilevel.solvers._recycling import Recycled
+from bilevel.solvers._confidence import Confidence
+from bilevel.solvers._recycling import Recycled, check_state
 from bilevel.solvers._remembering import Remembering
 from bilevel.solvers.base import (
     BREAKDOWN,
@@ -46,8 +47,9 @@ class Auto(Iterative):
     A solve by CG with one right-hand side also returns what it has learned of the operator: its
     last directions and their images, 100 of each at most. Passed on as ``state=``, they are the
     preconditioner of the next solve, which costs no product and remains of use while the operator
-    moves; where it does not, the solve goes on without it. :class:`bilevel.BilevelOptimizer`
-    passes it on by itself.
+    moves. Where it is in the way, as it may be from one minibatch to the next, a solve goes on
+    without it after the steps that it would have taken alone, and the next ones try it ever more
+    seldom. :class:`bilevel.BilevelOptimizer` passes it on by itself.
 
     Args:
         rtol: relative tolerance on the true residual (default by dtype); None is a fixed budget.
@@ -87,21 +89,39 @@ class Auto(Iterative):
         solver = self.chosen(operator)
         if not isinstance(solver, CG):
             return solver.compute(operator, rhs, target, state)
-        plain = Remembering(solver)
-        if state and len(rhs) == 1 and self.learns(operator):
-            recycling = Remembering(replace(solver, preconditioner=Recycled()))
-            outcome = recycling.compute(operator, rhs, target, state)
-            # What was learned of an operator that has become another one may be in the way.
-            spent = outcome.iterations >= self.steps(operator.size)
-            failed = spent | (outcome.flag == BREAKDOWN)
-            outcome = _gone_on(plain, failed, outcome, operator, rhs, target)
+        if len(rhs) == 1 and self.learns(operator):
+            outcome = self._learning(solver, operator, rhs, target, state)
         else:
-            outcome = plain.compute(operator, rhs, target, {})
+            outcome = Remembering(solver).compute(operator, rhs, target, {})
         # Zero curvature is no sign of a singular operator alone: p'Ap is 0 on the multipliers of a
         # constrained problem, whose matrix is indefinite.
         stuck = (outcome.flag == NEGATIVE) | (outcome.flag == SINGULAR)
         minres = MINRES(self.rtol, self.atol, self.max_steps)
         return _gone_on(minres, stuck, outcome, operator, rhs, target)
+
+    def _learning(
+        self, solver: CG, operator: LinearOperator, rhs: Tensor, target: Tensor, state: State
+    ) -> Outcome:
+        """By CG, with what was learned if it may be relied on; and what is learned by it."""
+        plain, confidence = Remembering(solver), Confidence.of(state)
+        folds = float((torch.linalg.vector_norm(rhs) / target[0]).log())
+        if "directions" in state:
+            check_state(state, rhs)
+        if "directions" in state and not confidence.rest:
+            steps = min(confidence.steps(folds), self.steps(operator.size))
+            recycling = replace(solver, preconditioner=Recycled(), max_steps=int(steps))
+            outcome = Remembering(recycling).compute(operator, rhs, target, state)
+            failed = outcome.iterations >= steps
+            failed = failed | (outcome.flag == BREAKDOWN) | outcome.curvature.isnan()
+            outcome = _gone_on(plain, failed, outcome, operator, rhs, target)
+            confidence = confidence.with_it(bool(failed))
+        else:
+            outcome = plain.compute(operator, rhs, target, {})
+            confidence = confidence.without(int(outcome.iterations), folds)
+        learned = outcome.learned
+        if learned is None:
+            return outcome
+        return replace(outcome, learned=lambda: {**learned(), **confidence.state()})
 
 
 def _gone_on(
@@ -124,10 +144,11 @@ def _gone_on(
     value = torch.where(anew, 0.0, outcome.value)
     rest = torch.where(anew, rhs, torch.where(column(concerned), rest, 0.0))
     second = solver.compute(operator, rest, target, {})
+    seen = torch.where(concerned & outcome.curvature.isnan(), torch.inf, outcome.curvature)
     return Outcome(
         value + second.value,
         outcome.iterations + second.iterations,
         torch.where(concerned, second.flag, outcome.flag),
-        torch.minimum(outcome.curvature, second.curvature),
+        torch.minimum(seen, second.curvature),
         learned=second.learned or outcome.learned,
     )
