@@ -11,6 +11,7 @@ from bilevel.solution import State
 
 _FEWEST = 5  # steps that a solve may take in any case
 _LONGEST_REST = 63
+_NAMES = ("taken", "folds", "failures", "rest")
 
 
 @dataclass(frozen=True)
@@ -19,39 +20,37 @@ class Confidence:
 
     What is learned of one operator helps with another only where the two are alike. Along a smooth
     path they are; from one minibatch to the next they may not be, and then it costs steps. So a
-    solve with it may take the steps that one without would have taken. One that needs more goes on
-    without, and so do the next 1, 3, 7, ... solves: what is useless is tried ever more seldom.
+    solve with it may take the steps of the last one without, and in proportion more where the
+    residual has further to fall. One that needs more goes on without, and so do the next 1, 3, 7,
+    ... solves: what is useless is tried ever more seldom.
 
     Attributes:
-        pace: steps for a factor e of the residual, in the last solve without; infinite before one.
+        taken: steps of the last solve without; infinite before one.
+        folds: factors of e by which the residual had to fall in it.
         failures: how many solves with it have needed more, since the last that did not.
         rest: how many solves are still to do without.
     """
 
-    pace: float = math.inf
+    taken: float = math.inf
+    folds: float = 1.0
     failures: int = 0
     rest: int = 0
 
     @classmethod
     def of(cls, state: State) -> Confidence:
         """What a state says of it; a state that says nothing is believed."""
-        found = cls()
-        if "pace" not in state:
-            return found
-        pace, failures, rest = (state[name].item() for name in ("pace", "failures", "rest"))
-        return cls(float(pace), int(failures), int(rest))
+        if "taken" not in state:
+            return cls()
+        taken, folds, failures, rest = (state[name].item() for name in _NAMES)
+        return cls(float(taken), float(folds), int(failures), int(rest))
 
     def state(self) -> State:
         """The same as tensors, on the CPU: to read them should wait for nothing."""
-        return {
-            "pace": torch.tensor(self.pace, dtype=torch.float64),
-            "failures": torch.tensor(self.failures),
-            "rest": torch.tensor(self.rest),
-        }
+        return {name: torch.tensor(getattr(self, name)) for name in _NAMES}
 
     def steps(self, folds: float) -> float:
         """How many steps a solve with what was learned may take, for ``folds`` factors of e."""
-        return max(math.ceil(self.pace * folds), _FEWEST) if self.pace < math.inf else math.inf
+        return max(self.taken * max(folds / self.folds, 1.0), _FEWEST)
 
     def with_it(self, failed: bool) -> Confidence:
         """After a solve that relied on it."""
@@ -62,5 +61,7 @@ class Confidence:
 
     def without(self, steps: int, folds: float) -> Confidence:
         """After a solve that did without."""
-        pace = steps / folds if steps and folds > 0 else self.pace
-        return replace(self, pace=pace, rest=max(self.rest - 1, 0))
+        rest = max(self.rest - 1, 0)
+        if not steps or not folds > 0:
+            return replace(self, rest=rest)
+        return replace(self, taken=float(steps), folds=folds, rest=rest)

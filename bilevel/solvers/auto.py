@@ -108,8 +108,8 @@ class Auto(Iterative):
         if "directions" in state:
             check_state(state, rhs)
         if "directions" in state and not confidence.rest:
-            steps = min(confidence.steps(folds), self.steps(operator.size))
-            recycling = replace(solver, preconditioner=Recycled(), max_steps=int(steps))
+            steps = int(min(confidence.steps(folds), self.steps(operator.size)))
+            recycling = replace(solver, preconditioner=Recycled(), max_steps=steps)
             outcome = Remembering(recycling).compute(operator, rhs, target, state)
             failed = outcome.iterations >= steps
             failed = failed | (outcome.flag == BREAKDOWN) | outcome.curvature.isnan()

@@ -83,8 +83,9 @@ def test_what_fails_is_tried_ever_more_seldom_and_what_helps_every_time() -> Non
 def test_a_solve_with_it_may_take_the_steps_of_one_without() -> None:
     confidence = Confidence().without(50, 10.0)
     assert confidence.steps(10.0) == 50
-    assert confidence.steps(4.0) == 20
-    assert confidence.steps(0.1) == 5
+    assert confidence.steps(4.0) == 50
+    assert confidence.steps(20.0) == 100
+    assert Confidence().without(2, 1.0).steps(0.1) == 5
     assert Confidence().steps(10.0) == math.inf
     assert Confidence.of(confidence.state()) == confidence
 
