@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).parent
-NAMES = ("speed", "hvp_modes", "solvers", "peers", "jax_peer", "accuracy")
+NAMES = ("speed", "hvp_modes", "solvers", "peers", "jax_peer", "accuracy", "minibatches")
 
 
 def main() -> None:
