@@ -36,7 +36,24 @@ class ScipyOperator(LinearOperator):
         return self._tensor(self._operator.matmat(rows.detach().T.cpu().numpy()))
 
     def rows_transposed(self, rows: Tensor) -> Tensor:
-        return self._tensor(self._operator.rmatmat(rows.detach().T.cpu().numpy()))
+        columns = rows.detach().T.cpu().numpy()
+        try:
+            return self._tensor(self._operator.rmatmat(columns))
+        except (NotImplementedError, TypeError) as error:
+            if self._has_transposed(columns[:, 0]):
+                raise
+            raise InputError(
+                "the SciPy operator has no rmatvec, and a product with its transpose was asked "
+                "for. Give it one (rmatvec=...), or say symmetric=True if it equals its transpose."
+            ) from error
+
+    def _has_transposed(self, column: np.ndarray) -> bool:
+        # SciPy's rmatmat fails in as many ways as there are kinds of operators; rmatvec in one.
+        try:
+            self._operator.rmatvec(column)
+        except NotImplementedError:
+            return False
+        return True
 
     def _tensor(self, columns: np.ndarray) -> Tensor:
         import numpy as np
@@ -57,14 +74,15 @@ def from_scipy(
     Args:
         operator: a SciPy linear operator, a sparse matrix or array, or a NumPy matrix; n x n.
         symmetric: whether it equals its transpose; CG, MINRES, Chebyshev and Nystrom need it.
-        dtype: of the vectors it will act on (default float64).
+        dtype: of the vectors it will act on, one that NumPy has too (default float64).
         device: of those vectors (default CPU; the products themselves run on the CPU).
 
     Returns:
         An operator for :func:`bilevel.solve`.
 
     Raises:
-        InputError: it is not square or not real.
+        InputError: it is not square or not real, or NumPy lacks the dtype; later, where a product
+            with the transpose is needed and the operator has no ``rmatvec``.
 
     Example:
         >>> import scipy.sparse
@@ -75,6 +93,8 @@ def from_scipy(
     import numpy as np
     import scipy.sparse.linalg
 
+    if not dtype.is_floating_point or dtype.itemsize < 2 or dtype is torch.bfloat16:
+        raise InputError(f"SciPy has no vectors of {dtype}; use float32 or float64.")
     wrapped = scipy.sparse.linalg.aslinearoperator(operator)
     if wrapped.shape[0] != wrapped.shape[1]:
         raise InputError(f"operator has shape {wrapped.shape}; wanted a square one.")

@@ -149,3 +149,47 @@ def test_products_through_parameters_that_require_grad_reach_scipy_detached() ->
     v = torch.ones(6, dtype=F64, requires_grad=True)
     found = bilevel.from_scipy(SPD.numpy(), symmetric=True) @ v
     torch.testing.assert_close(found, SPD.sum(1))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e5m2, torch.int64, torch.complex64])
+def test_vectors_of_a_kind_that_scipy_lacks_are_refused_by_name(dtype: torch.dtype) -> None:
+    with pytest.raises(bilevel.InputError, match=f"no vectors of {dtype}; use float32 or float64"):
+        bilevel.from_scipy(SPD.numpy(), symmetric=True, dtype=dtype)
+
+
+class Forward(scipy.sparse.linalg.LinearOperator):
+    """A product and nothing else."""
+
+    def __init__(self) -> None:
+        super().__init__(np.float64, (6, 6))
+
+    def _matvec(self, x: np.ndarray) -> np.ndarray:
+        return SPD.numpy() @ x
+
+
+def forward() -> Any:
+    make: Any = scipy.sparse.linalg.LinearOperator
+    return make((6, 6), matvec=lambda v: SPD.numpy() @ v, dtype=np.float64)
+
+
+@pytest.mark.parametrize(
+    "make", [forward, Forward, lambda: 2 * forward(), lambda: forward() + Forward()]
+)
+def test_a_scipy_operator_without_a_transposed_product_is_told_what_it_needs(
+    make: Callable[[], Any],
+) -> None:
+    v = normal(6, seed=5)
+    with pytest.raises(bilevel.InputError, match=r"has no rmatvec.*symmetric=True"):
+        bilevel.from_scipy(make()).T @ v
+    found = bilevel.from_scipy(make(), symmetric=True).T @ v
+    np.testing.assert_allclose(found, make() @ v.numpy())
+
+
+def test_an_error_inside_a_transposed_product_of_scipy_is_left_as_it_is() -> None:
+    def wrong(v: np.ndarray) -> np.ndarray:
+        raise TypeError("of the user's own")
+
+    make: Any = scipy.sparse.linalg.LinearOperator
+    A = bilevel.from_scipy(make((6, 6), matvec=wrong, rmatvec=wrong, dtype=np.float64))
+    with pytest.raises(TypeError, match="of the user's own"):
+        A.T @ normal(6, seed=5)
