@@ -63,8 +63,8 @@ class Point:
         check_same_kind(theta_layout, "theta", phi_layout, "phi")
         check_finite(phi, phi_leaves, "phi")
         check_finite(theta, theta_leaves, "theta")
-        outer_args = _usable(check_args(outer_args, "outer_args"))
-        inner_args = _usable(check_args(inner_args, "inner_args"))
+        outer_args = usable(check_args(outer_args, "outer_args"))
+        inner_args = usable(check_args(inner_args, "inner_args"))
         functions = [outer, inner, curvature]
         originals = [*phi_leaves, *theta_leaves]
         guard = Guard(functions, (outer_args, inner_args), theta_layout.device)
@@ -106,7 +106,7 @@ class Point:
         return made
 
 
-def _usable(args: tuple[Any, ...]) -> tuple[Any, ...]:
+def usable(args: Sequence[Any]) -> Sequence[Any]:
     """Arguments with copies of inference tensors, which cannot be saved for a backward."""
     leaves, spec = pytree.tree_flatten(args)
     if not any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in leaves):

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 
 from bilevel._autodiff import filled, gradient
 from bilevel._checks import check_args, check_scalar
+from bilevel._point import usable
 from bilevel._prediction import predicted
 from bilevel._resume import check_fits
 from bilevel._tree import Layout, Tree, check_finite, flatten
@@ -130,6 +131,7 @@ class BilevelOptimizer:
         self._gathered: list[Tensor] = []
         self._pending = 0
 
+    @torch.inference_mode(False)  # what it makes outlives the mode it was called in
     def step(
         self,
         *,
@@ -205,7 +207,7 @@ class BilevelOptimizer:
                 raise InputError(
                     f"inner_batches ended after {index} item(s); inner_steps is {self.inner_steps}."
                 )
-            closure = functools.partial(self._inner_closure, phi, args, index)
+            closure = functools.partial(self._inner_closure, phi, usable(args), index)
             if _needs_closure(self.inner_optimizer):
                 value = self.inner_optimizer.step(closure)
             else:
@@ -243,6 +245,7 @@ class BilevelOptimizer:
         _clear(self._phi)
         _tick(self.outer_scheduler, value)
 
+    @torch.inference_mode(False)
     def state_dict(self) -> dict[str, Any]:
         """Everything a resumed run needs to go on to the same numbers.
 
@@ -276,6 +279,7 @@ class BilevelOptimizer:
         }
         return copy.deepcopy(state)
 
+    @torch.inference_mode(False)
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from where :meth:`state_dict` was taken; refused whole if it does not fit.
 
@@ -346,6 +350,11 @@ def _leaves(
     for leaf in leaves:
         if not (leaf.requires_grad and leaf.is_leaf):
             raise InputError(f"every leaf of {argument} must be a parameter that requires grad.")
+        if leaf.is_inference():
+            raise InputError(
+                f"{argument} holds a tensor made in torch.inference_mode, which cannot be trained. "
+                "Make it outside of that mode."
+            )
     return leaves, layout
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 import bilevel
 from bilevel.products import HVP
+from tests.bilevel.loops import assert_same
 from tests.bilevel.traces import MODES, PHI, Untouched, X, Y
 
 
@@ -60,3 +62,38 @@ def test_trees_handed_in_are_neither_written_nor_tracked(hvp: HVP) -> None:
     gradient = bilevel.implicit_grad(_square, _ridge, phi, theta, hvp=hvp, initial=theta)
     assert not gradient.requires_grad
     untouched.check()
+
+
+def _loop() -> bilevel.BilevelOptimizer:
+    torch.manual_seed(0)
+    phi, theta = PHI.clone().requires_grad_(), torch.ones(3, dtype=torch.float64).requires_grad_()
+    return bilevel.BilevelOptimizer(
+        bilevel.ImplicitProblem(
+            lambda p, t: _square(p[0], t[0]), lambda p, t, x: _ridge(p[0], t[0], x)
+        ),
+        torch.optim.Adam([phi], lr=0.1),
+        torch.optim.SGD([theta], lr=0.1, momentum=0.5),
+    )
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_a_loop_in_a_caller_without_gradients_takes_the_same_steps(mode: Callable[[], Any]) -> None:
+    loops = _loop(), _loop()
+    for inside, loop in enumerate(loops):
+        for _ in range(2):
+            with mode() if inside else nullcontext():
+                # Its tensors outlive the mode: the step after it goes on from them.
+                loop.step(inner_args=(X.clone(),))
+                loop.load_state_dict(loop.state_dict())
+            loop.step(inner_args=(X.clone(),))
+    assert_same(*(loop.state_dict() for loop in loops))
+
+
+def test_parameters_of_a_loop_that_are_inference_tensors_are_refused_by_name() -> None:
+    with torch.inference_mode():
+        theta = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    phi = PHI.clone().requires_grad_()
+    problem = bilevel.ImplicitProblem(_square, _ridge)
+    optimizers = torch.optim.SGD([phi], lr=0.1), torch.optim.SGD([theta], lr=0.1)
+    with pytest.raises(bilevel.InputError, match=r"theta holds a tensor made in torch\.inference"):
+        bilevel.BilevelOptimizer(problem, *optimizers)
