@@ -24,6 +24,8 @@ def check_fits(state: State, running: State, adjoint_size: int) -> None:
     for name in ("calls", "pending"):
         if type(state[name]) is not int or state[name] < 0:
             raise InputError(f"{name} in state is {state[name]!r}; wanted a count.")
+    if type(state["learned"]) is not bool:
+        raise InputError(f"learned in state is {state['learned']!r}; wanted True or False.")
     for name in ("phi", "theta"):
         _check_leaves(state[name], running[name], name)
     if state["pending"]:
@@ -32,7 +34,7 @@ def check_fits(state: State, running: State, adjoint_size: int) -> None:
         _check_optimizer(state[name], running[name], name)
     for name in ("outer_scheduler", "inner_scheduler"):
         _check_scheduler(state[name], running[name], name)
-    _check_adjoint(state["adjoint"], running["theta"][0], adjoint_size)
+    _check_adjoints(state, running["theta"][0], adjoint_size)
     kept = state["solver_state"]
     if kept is not None and not _is_dict_of_tensors(kept):
         raise InputError("solver_state in state is neither None nor a dict of tensors.")
@@ -48,6 +50,7 @@ def _check_leaves(saved: Any, leaves: Sequence[Tensor], name: str) -> None:
             raise InputError(
                 f"leaf {index} of {name} in state is {_kind(found)}; wanted {_kind(wanted)}."
             )
+        _check_finite(found, f"leaf {index} of {name} in state")
 
 
 def _check_optimizer(saved: Any, running: State, name: str) -> None:
@@ -81,10 +84,21 @@ def _check_scheduler(saved: Any, running: State | None, name: str) -> None:
         raise InputError(f"{name} in state is of another kind than the running one.")
 
 
-def _check_adjoint(saved: Any, like: Tensor, size: int) -> None:
+def _check_adjoints(state: State, like: Tensor, size: int) -> None:
     wanted = f"a {like.dtype} tensor of shape {(size,)}"
-    if saved is not None and _kind(saved) != wanted:
-        raise InputError(f"adjoint in state is {_kind(saved)}; wanted {wanted}.")
+    last, earlier = state["adjoint"], state["earlier_adjoints"]
+    if not isinstance(earlier, list | tuple) or (earlier and last is None):
+        raise InputError("earlier_adjoints in state is no list of those before adjoint.")
+    for name, saved in (("adjoint", [] if last is None else [last]), ("earlier_adjoints", earlier)):
+        for found in saved:
+            if _kind(found) != wanted:
+                raise InputError(f"{name} in state is {_kind(found)}; wanted {wanted}.")
+            _check_finite(found, f"{name} in state")
+
+
+def _check_finite(saved: Tensor, name: str) -> None:
+    if not bool(saved.isfinite().all()):
+        raise InputError(f"{name} holds a NaN or an infinity, from which no run can go on.")
 
 
 def _kind(value: Any) -> str:

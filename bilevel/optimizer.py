@@ -284,15 +284,15 @@ class BilevelOptimizer:
         """Go on from where :meth:`state_dict` was taken; refused whole if it does not fit.
 
         Raises:
-            InputError: another version, other parameters, or an optimizer or a scheduler of
-                another kind. Nothing has changed then.
+            InputError: another version, other parameters, an optimizer or a scheduler of another
+                kind, or a NaN or an infinity. Nothing has changed then.
         """
-        if isinstance(state, dict) and state.get("version") in (1, 2):
+        found = state.get("version") if isinstance(state, dict) else type(state).__name__
+        if type(found) is not int or not 1 <= found <= _VERSION:
+            raise InputError(f"state has version {found!r}; this release reads 1 to {_VERSION}.")
+        if found < 3:
             # The first had the last adjoint alone, neither had anything learned.
             state = {"earlier_adjoints": [], "learned": False, **state, "version": _VERSION}
-        if not isinstance(state, dict) or state.get("version") != _VERSION:
-            found = state.get("version") if isinstance(state, dict) else type(state).__name__
-            raise InputError(f"state has version {found!r}; this release reads 1 to {_VERSION}.")
         before = self.state_dict()
         check_fits(state, before, self._theta_layout.size)
         try:
@@ -315,10 +315,8 @@ class BilevelOptimizer:
                 for leaf, saved in zip(leaves, state[name], strict=True):
                     leaf.copy_(saved)
         device = self._theta_layout.device
-        last, earlier = state["adjoint"], list(state["earlier_adjoints"])
-        if any(x.shape != last.shape or x.dtype != last.dtype for x in earlier):
-            raise InputError("earlier_adjoints in state are not of the kind of adjoint.")
-        adjoints = earlier if last is None else [*earlier, last]
+        last = state["adjoint"]
+        adjoints = [] if last is None else [*state["earlier_adjoints"], last]
         self.calls, self._pending, self._learned = (
             state[name] for name in ("calls", "pending", "learned")
         )

@@ -25,11 +25,17 @@ def _changes(good: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {
         "version": {"version": 99},
         "no version": {"version": None},
+        "version: True": {"version": True},
+        "version: a float": {"version": 2.0},
+        "learned: a word": {"learned": "yes"},
+        "learned: nothing": {"learned": None},
         "phi: another number of leaves": {"phi": []},
         "phi: no list": {"phi": None},
         "theta: another shape": {"theta": [torch.zeros(5, dtype=torch.float64)]},
         "theta: another dtype": {"theta": [torch.zeros(2)]},
         "theta: no tensor": {"theta": [1.0]},
+        "phi: a NaN": {"phi": [torch.full((2,), torch.nan, dtype=torch.float64)]},
+        "theta: infinite": {"theta": [torch.full((2,), torch.inf, dtype=torch.float64)]},
         "outer_scheduler: only there": {"outer_scheduler": {"last_epoch": 1}},
         "inner_scheduler: only here": {"inner_scheduler": None},
         "inner_scheduler: another kind": {"inner_scheduler": {"last_epoch": 1, "T_max": 3}},
@@ -50,6 +56,16 @@ def _changes(good: dict[str, Any]) -> dict[str, dict[str, Any]]:
         "adjoint: another size": {"adjoint": torch.zeros(3, dtype=torch.float64)},
         "adjoint: another dtype": {"adjoint": torch.zeros(2)},
         "adjoint: no tensor": {"adjoint": [0.0, 0.0]},
+        "adjoint: a NaN": {"adjoint": torch.full((2,), torch.nan, dtype=torch.float64)},
+        "earlier_adjoints: nothing": {"earlier_adjoints": None},
+        "earlier_adjoints: of none": {
+            "adjoint": None,
+            "earlier_adjoints": [torch.zeros(2, dtype=torch.float64)],
+        },
+        "earlier_adjoints: a NaN": {
+            "earlier_adjoints": [torch.full((2,), torch.nan, dtype=torch.float64)]
+        },
+        "gathered: a NaN": {"gathered": [torch.full((2,), torch.nan, dtype=torch.float64)]},
         "earlier adjoints: another size": {
             "adjoint": torch.zeros(2, dtype=torch.float64),
             "earlier_adjoints": [torch.zeros(3, dtype=torch.float64)],
