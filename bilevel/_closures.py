@@ -22,6 +22,11 @@ from bilevel.errors import InputError, TransformError
 # solved inside of it gets, may differ from time to time.
 _CHANGE = 1e-6
 
+# How far off the solution derivatives are compared, as a share of its largest entry.
+_OFF = 0.1
+
+_Slopes = tuple[list[Tensor], list[Tensor]]
+
 
 def behind(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> str | None:
     """What follows a tensor that the function uses besides its inputs, as a verb phrase; or None.
@@ -62,7 +67,10 @@ def follows(tensor: Tensor) -> str | None:
 class Constant:
     """A function that is evaluated again and again at one point, and must give one value there.
 
-    It is to be what it was: what it closes over may have been bound or written anew meanwhile.
+    It is to be what it was: what it closes over may have been bound or written anew meanwhile. One
+    point is blind to much of that (a penalty on theta where theta is 0), so its derivatives are
+    compared too, a little off that point: noted when the solution is attached, and looked at again
+    each time :meth:`ask` is called. Each of these costs one more evaluation, and its gradient.
 
     Args:
         function: ``(phi, x, *args) ->`` the leaves of its value.
@@ -72,24 +80,58 @@ class Constant:
     def __init__(self, function: Callable[..., Sequence[Tensor]], name: str) -> None:
         self._function, self._name = function, name
         self._first: list[Tensor] | None = None
+        self._followed: list[bool] = []
+        self._slopes: _Slopes | None = None
+        self._asked = False
+
+    def attach(self, *inputs: Tree) -> None:
+        """Note the derivatives in x, and in what is followed, if anything is."""
+        leaves = pytree.tree_leaves(inputs)
+        self._followed = [_is_floating(leaf) and follows(leaf) is not None for leaf in leaves]
+        if any(self._followed):
+            with ExitStack() as lowered:
+                _lower_to(0, lowered)
+                self._slopes = self._derivatives(inputs)
+
+    def ask(self) -> None:
+        """Have the derivatives compared at the next evaluation."""
+        self._asked = self._slopes is not None
 
     def __call__(self, *inputs: Tree) -> Sequence[Tensor]:
         """The value, refused if it is another than the first one."""
         found = self._function(*inputs)
         now = [_representative(leaf) for leaf in found]
-        if self._first is None:
-            with ExitStack() as lowered:
-                _lower_to(0, lowered)
+        with ExitStack() as lowered:
+            _lower_to(0, lowered)
+            if self._first is None:
                 self._first = [leaf.clone() for leaf in now]
-        elif not all(map(torch.equal, now, self._first)):
-            with ExitStack() as lowered:
-                _lower_to(0, lowered)
-                self._compare(now, self._first, inputs)
+            self._compare("value", now, self._first, lambda share: self._moved(inputs, share))
+            # A NaN at the solution is found by the solve.
+            if self._asked and all(bool(leaf.isfinite().all()) for leaf in now):
+                self._compare_slopes(inputs)
         return found
 
+    def _compare_slopes(self, inputs: Sequence[Tree]) -> None:
+        self._asked = False
+        first, now = self._slopes, self._derivatives(inputs)
+        if first is None or now is None:
+            return
+        for part in range(2):
+
+            def moved(share: float, part: int = part) -> Sequence[Tensor]:
+                return (self._derivatives(inputs, share) or now)[part]
+
+            self._compare("derivative", now[part], first[part], moved)
+
     def _compare(
-        self, now: Sequence[Tensor], first: Sequence[Tensor], inputs: Sequence[Tree]
+        self,
+        what: str,
+        now: Sequence[Tensor],
+        first: Sequence[Tensor],
+        moved: Callable[[float], Sequence[Tensor]],
     ) -> None:
+        if all(map(torch.equal, now, first)):
+            return
         change = _largest(map(torch.sub, now, first))
         share = max(_CHANGE, *(torch.finfo(leaf.dtype).eps ** 0.5 for leaf in now))
         size = _largest((*now, *first))
@@ -97,10 +139,10 @@ class Constant:
         # shows how large. A NaN is no change, and is found by the solve.
         if not change > share * size:
             return
-        if change <= _largest(map(torch.sub, now, self._moved(inputs, share))):
+        if change <= _largest(map(torch.sub, now, moved(share))):
             return
         raise InputError(
-            f"{self._name} gives another value than when the solution was attached, by "
+            f"{self._name} gives another {what} than when the solution was attached, by "
             f"{change:.2e}: what it closes over has changed since, so this would be the derivative "
             "of another problem. Pass what changes in args=(...), or differentiate before it does. "
             "(A function made in a loop sees what its variables hold when the loop is over.)"
@@ -114,6 +156,65 @@ class Constant:
         with torch.enable_grad():
             x = pytree.tree_unflatten(fresh([leaf + share * size for leaf in leaves]), spec)
             return [leaf.detach() for leaf in self._function(phi, x, *args)]
+
+    def _derivatives(self, inputs: Sequence[Tree], share: float = 0.0) -> _Slopes | None:
+        """Those of one combination of the value, in x and in what is followed, off the solution.
+
+        Args:
+            inputs: the solution and what belongs to it.
+            share: of the largest entry of x, how much further off.
+
+        Returns:
+            None where the function cannot be differentiated there.
+        """
+        trees = [pytree.tree_map_only(Tensor, _representative, tree) for tree in inputs]
+        leaves, spec = pytree.tree_flatten(tuple(trees))
+        before = len(pytree.tree_leaves(trees[0]))
+        own = range(before, before + len(pytree.tree_leaves(trees[1])))
+        size = _largest([leaves[i] for i in own])
+        size = size if own and size > torch.finfo(leaves[own[0]].dtype).eps else 1.0
+        others = [i for i, followed in enumerate(self._followed) if followed and i not in own]
+        chosen = [*own, *others]
+        for i in own:
+            leaves[i] = _off(leaves[i], (_OFF + share) * size)
+        try:
+            with torch.enable_grad():
+                points = fresh([leaves[i] for i in chosen])
+                for i, point in zip(chosen, points, strict=True):
+                    leaves[i] = point
+                value = [
+                    leaf
+                    for leaf in self._function(*pytree.tree_unflatten(leaves, spec))
+                    if leaf.requires_grad
+                ]
+                found = torch.autograd.grad(
+                    value, points, [_weights(leaf) for leaf in value], materialize_grads=True
+                )
+        except Exception:
+            return None  # what matters of it comes up at the solution
+        settled = [_settled(leaf) for leaf in found]
+        return settled[: len(own)], settled[len(own) :]
+
+
+def _is_floating(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _weights(like: Tensor) -> Tensor:
+    """Fixed numbers between 1/2 and 1, of no pattern that a function might have."""
+    counted = torch.arange(like.numel(), device=like.device, dtype=torch.float32)
+    return (0.75 + 0.25 * counted.cos()).to(like.dtype).view(like.shape)
+
+
+def _off(leaf: Tensor, distance: float) -> Tensor:
+    """Every entry moved away from zero: what must be positive remains so."""
+    return leaf + torch.where(leaf < 0, -distance, distance) * _weights(leaf)
+
+
+def _settled(slope: Tensor) -> Tensor:
+    """Dense, and with one number for all that is no finite one: outside the domain, say."""
+    slope = slope.detach().to_dense()
+    return torch.where(slope.isfinite(), slope, torch.finfo(slope.dtype).max / 4)
 
 
 def _largest(leaves: Iterable[Tensor]) -> float:

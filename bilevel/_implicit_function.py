@@ -39,6 +39,7 @@ Field = Callable[..., Tensor]
 class Condition:
     """``G(x, params) = 0`` and how to solve with its Jacobian.
 
+    ``recheck`` has the next evaluation looked at for changes since the solution was attached;
     ``depth`` counts the batch dimensions that ``vmap`` has put in front of x.
     """
 
@@ -48,6 +49,7 @@ class Condition:
     damping: float
     on_failure: OnFailure
     guard: Guard
+    recheck: Callable[[], None]
     depth: int = 0
 
     def batched(self, in_dims: Sequence[int | None]) -> Condition:
@@ -119,6 +121,7 @@ class LinearSolve(torch.autograd.Function):
     def forward(
         condition: Condition, transposed: bool, b: Tensor, x: Tensor, *params: Tensor
     ) -> Tensor:
+        condition.recheck()
         with condition.guard.replay():
             return condition.solve(transposed, b, x, params)
 
