@@ -26,6 +26,8 @@ def check_fits(state: State, running: State, adjoint_size: int) -> None:
             raise InputError(f"{name} in state is {state[name]!r}; wanted a count.")
     if type(state["learned"]) is not bool:
         raise InputError(f"learned in state is {state['learned']!r}; wanted True or False.")
+    if type(state["solver"]) is not str:
+        raise InputError(f"solver in state is {state['solver']!r}; wanted its name.")
     for name in ("phi", "theta"):
         _check_leaves(state[name], running[name], name)
     if state["pending"]:

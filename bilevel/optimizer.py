@@ -23,7 +23,7 @@ from bilevel.problem import ImplicitProblem
 from bilevel.report import HypergradientInfo
 from bilevel.solution import Result, State
 
-_VERSION = 3
+_VERSION = 4
 _REMEMBERED = 4  # adjoints: three steps between them, the last of which fits two weights
 
 
@@ -127,7 +127,7 @@ class BilevelOptimizer:
         self.calls = 0
         self._adjoints: list[Tensor] = []
         self._state: State | None = None
-        self._learned = False
+        self._learned, self._solver = False, ""
         self._gathered: list[Tensor] = []
         self._pending = 0
 
@@ -158,7 +158,9 @@ class BilevelOptimizer:
         inner_args = check_args(inner_args, "inner_args")
         self._descend(inner_args, inner_batches)
         self._draw()
+        solver = repr(getattr(self.problem, "solver", None))
         kept = self._learned or self.calls % self.reuse_state > 0
+        kept = kept and solver == self._solver  # the state of another one is of no use to it
         found, info = self.problem.implicit_grad(
             self.phi,
             self.theta,
@@ -173,7 +175,7 @@ class BilevelOptimizer:
             self._remember(adjoint, info.solution.result is Result.SUCCESS)
         self._learned = self.warm_start and info.solution.learned
         if self._learned or self.reuse_state > 1:
-            self._state = info.state
+            self._state, self._solver = info.state, solver
         self._gather(flatten(found, "the hypergradient")[0])
         self.calls += 1
         if self._pending >= self.accumulate:
@@ -273,6 +275,7 @@ class BilevelOptimizer:
             "earlier_adjoints": self._adjoints[:-1],
             "solver_state": self._state,
             "learned": self._learned,
+            "solver": self._solver,
             "gathered": self._gathered,
             "pending": self._pending,
             "rng": rng,
@@ -290,9 +293,10 @@ class BilevelOptimizer:
         found = state.get("version") if isinstance(state, dict) else type(state).__name__
         if type(found) is not int or not 1 <= found <= _VERSION:
             raise InputError(f"state has version {found!r}; this release reads 1 to {_VERSION}.")
-        if found < 3:
-            # The first had the last adjoint alone, neither had anything learned.
-            state = {"earlier_adjoints": [], "learned": False, **state, "version": _VERSION}
+        if found < _VERSION:
+            # Earlier ones may lack the adjoints before the last, what was learned, and by whom.
+            own = {"learned": False, "solver": repr(getattr(self.problem, "solver", None))}
+            state = {"earlier_adjoints": [], **own, **state, "version": _VERSION}
         before = self.state_dict()
         check_fits(state, before, self._theta_layout.size)
         try:
@@ -317,8 +321,8 @@ class BilevelOptimizer:
         device = self._theta_layout.device
         last = state["adjoint"]
         adjoints = [] if last is None else [*state["earlier_adjoints"], last]
-        self.calls, self._pending, self._learned = (
-            state[name] for name in ("calls", "pending", "learned")
+        self.calls, self._pending, self._learned, self._solver = (
+            state[name] for name in ("calls", "pending", "learned", "solver")
         )
         self._adjoints, self._state, self._gathered = pytree.tree_map_only(
             Tensor,

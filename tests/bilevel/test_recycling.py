@@ -224,9 +224,23 @@ def test_the_loop_reads_states_from_before_it_learned(version: int) -> None:
     loop, again = _loop(), _loop()
     loop.step()
     state = {**loop.state_dict(), "version": version, "solver_state": None}
-    del state["learned"]
+    del state["learned"], state["solver"]
     again.load_state_dict(state)
     assert again.step().solution.result is Result.SUCCESS
+
+
+def test_another_solver_begins_without_what_the_last_one_left() -> None:
+    preconditioned = bilevel.CG(preconditioner=bilevel.NystromPreconditioner(5))
+    loop, again = _loop(), _loop(reuse_state=3)
+    for _ in range(3):
+        loop.step()
+    state = loop.state_dict()
+    for each in (loop, again):
+        problem = each.problem
+        each.problem = bilevel.ImplicitProblem(problem.outer, problem.inner, solver=preconditioned)
+    again.load_state_dict(state)
+    for each in (loop, again):
+        assert [each.step().solution.result for _ in range(2)] == [Result.SUCCESS] * 2
 
 
 def test_nothing_is_made_of_a_solve_that_nobody_asks_about(monkeypatch: pytest.MonkeyPatch) -> None:
