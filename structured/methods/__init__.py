@@ -4,6 +4,7 @@ A method is a frozen dataclass of numbers and small objects. `Method.learner` st
 which takes minibatches and can be saved and restored.
 """
 
+from structured.methods._alternating import Alternating
 from structured.methods.alen import ALEN, IALEN
 from structured.methods.base import Learner, Method
 from structured.methods.cross_entropy import CrossEntropy, CrossEntropyLearner
@@ -31,6 +32,7 @@ __all__ = [
     "IALEN",
     "NCE",
     "SPEN",
+    "Alternating",
     "ContrastiveDivergence",
     "CrossEntropy",
     "CrossEntropyLearner",

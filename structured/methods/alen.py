@@ -33,6 +33,8 @@ class IALEN(Alternating):
     moves A, ``dA/dphi``: it is the direct gradient of `Implicit` with a step of the energy for one
     of the network.
 
+    Options that are not listed here, given by name, are those of `Alternating`.
+
     Args:
         energy_weight: of the energy in the network's loss.
         ce_weight: of cross-entropy in the network's loss.
@@ -139,6 +141,8 @@ class ALEN(IALEN):
     inactive. *Dropped:* both ways phi moves y_T, through the steps (``dy_T/dphi``, what end-to-end
     training keeps) and through the network (``dA/dphi``). The network's gradient, too, is that of
     E at its own proposal, not of what the steps make of it.
+
+    Options that are not listed here, given by name, are those of `IALEN`, and of `Alternating`.
 
     Args:
         refine_steps: T; with 0 this is `IALEN`, step for step.

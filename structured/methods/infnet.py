@@ -43,6 +43,8 @@ class InfNet(Alternating):
     ``dF/dphi``, which is zero for an exact maximiser of the margin; F is a network a few steps
     along, held back by penalties.
 
+    Options that are not listed here, given by name, are those of `Alternating`.
+
     Args:
         joint_epochs: of network and energy by turns; what follows is retuning, to the end.
         anchor: weight of the squared distance to the pretrained network.

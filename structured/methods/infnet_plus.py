@@ -39,6 +39,8 @@ class InfNetPlus(Alternating):
     They would vanish at networks that maximise the very hinges the energy descends; the truncation
     and cross-entropy make sure these are not the same.
 
+    Options that are not listed here, given by name, are those of `Alternating`.
+
     Args:
         parameterization: what F shares with A. "separate" (default): nothing. "shared": the body;
             F has a last layer of its own. "stacked": all of A; ``F = sigma(W [A(x); y] + b)``, the

@@ -44,6 +44,8 @@ class Seal(Alternating):
     ``log p_A`` a constant. *Dropped:* that the network was trained on this energy, ``dA/dphi``,
     altogether; the energy is not trained to be a good loss, but a good energy.
 
+    Options that are not listed here, given by name, are those of `Alternating`.
+
     Args:
         mode: "dynamic" or "static".
         energy_loss: "ranking" (default), "margin" or "value".
