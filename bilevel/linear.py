@@ -37,7 +37,7 @@ from bilevel.errors import (
 from bilevel.operators import LinearOperator, as_rows, described, facts
 from bilevel.solution import ColumnStats, Result, Solution, State
 from bilevel.solvers.auto import Auto
-from bilevel.solvers.base import OK, Solver, column
+from bilevel.solvers.base import DIVERGED, OK, Solver, column
 
 OnFailure = Literal["warn", "raise", "ignore"]
 
@@ -281,7 +281,8 @@ def _refine(
             torch.where(column(better), value, at.value),
             torch.where(column(better), remaining, at.remaining),
             torch.where(better, norm, at.norm),
-            torch.where(short, outcome.flag, at.flag),
+            # A correction that came to nothing leaves what there is.
+            torch.where(short & (outcome.flag != DIVERGED), outcome.flag, at.flag),
             at.iterations + torch.where(short, outcome.iterations, 0),
         )
         if not bool((norm < 0.5 * at.norm)[short].any()):

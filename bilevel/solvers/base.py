@@ -22,11 +22,12 @@ Carry = dict[str, Tensor]
 Tolerance = float | Literal["auto"] | None
 
 # Codes of what became of each row, kept on the device while iterating.
-OK, NEGATIVE, SINGULAR, BREAKDOWN = 0, 1, 2, 3
+OK, NEGATIVE, SINGULAR, BREAKDOWN, DIVERGED = 0, 1, 2, 3, 4
 FLAGS = {
     NEGATIVE: Result.NEGATIVE_CURVATURE,
     SINGULAR: Result.SINGULAR,
     BREAKDOWN: Result.BREAKDOWN,
+    DIVERGED: Result.DIVERGED,
 }
 
 
@@ -180,6 +181,30 @@ def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
     """``numerator / denominator``, 0 where the denominator is 0."""
     zero = denominator == 0
     return torch.where(zero, 0.0, numerator / torch.where(zero, 1.0, denominator))
+
+
+def zero_if_worse(
+    outcome: Outcome, rhs: Tensor, remaining: Tensor, size: Callable[[Tensor], Tensor]
+) -> Outcome:
+    """An outcome without the answers that leave more than zero would; their flags tell of them.
+
+    So it ends where an operator is singular to its precision: what the recurrence divides by is
+    rounding there, and x grows without bound.
+
+    Args:
+        outcome: what a recurrence came to.
+        rhs: ``[k, n]``.
+        remaining: the true residual ``b - A x``, ``[k, n]``.
+        size: the norm ``[k, n] -> [k]`` that the solver lowers.
+    """
+    left = size(remaining)
+    worse = (left > Solver.growth * size(rhs)) & left.isfinite()  # a NaN is left to be named
+    if not bool(worse.any()):
+        return replace(outcome, residual=remaining)
+    flag = torch.where(worse & (outcome.flag == OK), DIVERGED, outcome.flag)
+    value = torch.where(column(worse), 0.0, outcome.value)
+    residual = torch.where(column(worse), rhs, remaining)
+    return replace(outcome, value=value, flag=flag, residual=residual)
 
 
 def check_interval(device: torch.device) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +21,7 @@ from bilevel.solvers.base import (
     column,
     dot,
     ratio,
+    zero_if_worse,
 )
 
 
@@ -28,7 +30,7 @@ class BiCGStab(Iterative):
     """BiCGStab, preconditioned from the right: two products a step, seven vectors of memory.
 
     Prefer :class:`bilevel.GMRES` where its basis fits in memory: it cannot break down and its
-    residual never grows.
+    residual never grows. Here it may; an answer that leaves more than zero would is zero.
 
     Args:
         rtol: relative tolerance on the true residual (default by dtype); None is a fixed budget.
@@ -102,4 +104,6 @@ class BiCGStab(Iterative):
             rho = rho_next
 
         smallest = products.curvature(track.read()[0])
-        return Outcome(products.solution(x), iterations, flag, smallest)
+        outcome = Outcome(products.solution(x), iterations, flag, smallest)
+        norm = functools.partial(torch.linalg.vector_norm, dim=1)
+        return zero_if_worse(outcome, rhs, rhs - products.rows(x), norm)

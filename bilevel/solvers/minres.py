@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +21,7 @@ from bilevel.solvers.base import (
     column,
     dot,
     ratio,
+    zero_if_worse,
 )
 
 
@@ -82,7 +82,7 @@ class MINRES(Iterative):
         track = CurvatureTrack(rhs)
         products = Scaled(operator)
         standing = _Standing(x, phibar)
-        scale = torch.zeros_like(beta)
+        scale, start = torch.zeros_like(beta), torch.zeros_like(beta)
         rounding = 16 * torch.finfo(rhs.dtype).eps
         every = check_interval(rhs.device)
         diagonal: list[Tensor] = []
@@ -108,6 +108,7 @@ class MINRES(Iterative):
             beta = square.clamp_min(0).sqrt()
             # An invariant subspace: what is left of the recurrence is rounding.
             beta = torch.where(beta > rounding * scale, beta, 0.0)
+            start = torch.hypot(alfa, beta) if step == 0 else start
             diagonal.append(alfa)
             off.append(beta)
             working.append(active)
@@ -119,7 +120,9 @@ class MINRES(Iterative):
             slope = torch.hypot(gbar, dbar) / torch.maximum(scale, beta)
             active = active & standing.moves(slope, x, phibar, active, step)
             gamma = torch.hypot(gbar, beta)
-            singular = active & (gamma <= rounding * scale)
+            # Also where the first product proves to have been rounding, once the scale is known.
+            null = start <= rounding / 4 * scale
+            singular = active & ((gamma <= rounding * scale) | null)
             flag = torch.where(lost, BREAKDOWN, torch.where(singular, SINGULAR, flag))
             active = active & ~lost & ~singular
             shrink = _inverse(gamma)
@@ -131,23 +134,27 @@ class MINRES(Iterative):
             iterations += active
             active = active & (phibar.abs() > goal) & (beta > 0)
 
-        def size(value: Tensor) -> Tensor:
-            rest = rhs - products.rows(value)
-            return dot(rest, precondition(self.preconditioner, state, rest)).sqrt()
+        def size(rows: Tensor) -> Tensor:
+            return dot(rows, precondition(self.preconditioner, state, rows)).sqrt()
 
-        x, stood = standing.better(x, phibar.abs() > goal, size)
+        x = torch.where(column((flag == SINGULAR) & (start <= rounding / 4 * scale)), 0.0, x)
+        remaining = rhs - products.rows(x)
+        before, stood = standing.better(x, phibar.abs() > goal, size(remaining))
+        if bool(stood.any()):
+            x, remaining = before, rhs - products.rows(before)
         # Rows whose steps ran out before it could be told are just short of steps.
         flag = torch.where(stood & (~active | standing.waited(iterations)), SINGULAR, flag)
         x, smallest = products.solution(x), products.curvature(track.read()[0])
         if self.preconditioner is not None or not diagonal:
-            return Outcome(x, iterations, flag, smallest)
+            return zero_if_worse(Outcome(x, iterations, flag, smallest), rhs, remaining, size)
         tridiagonal = torch.stack(diagonal, dim=1), torch.stack(off, dim=1)
         lowest, highest = ritz(*tridiagonal, torch.stack(working).sum(0))
         # The Lanczos vectors may all show positive curvature where their combinations do not.
         seen = settled(lowest, torch.maximum(highest, -lowest), rounding).to(rhs.dtype)
         smallest = torch.minimum(smallest, products.curvature(seen))
         ends = products.curvature(lowest), products.curvature(highest)
-        return Outcome(x, iterations, flag, smallest, ritz=ends)
+        outcome = Outcome(x, iterations, flag, smallest, ritz=ends)
+        return zero_if_worse(outcome, rhs, remaining, size)
 
 
 def _inverse(positive: Tensor) -> Tensor:
@@ -190,9 +197,7 @@ class _Standing:
         """Whether that is steps enough to tell."""
         return self._until <= steps
 
-    def better(
-        self, x: Tensor, left: Tensor, size: Callable[[Tensor], Tensor]
-    ) -> tuple[Tensor, Tensor]:
+    def better(self, x: Tensor, left: Tensor, size: Tensor) -> tuple[Tensor, Tensor]:
         """The answer, and the rows where it is that of then.
 
         Args:
@@ -200,10 +205,7 @@ class _Standing:
             left: those that have not arrived.
             size: the norm of the true residual, of which the recurrence may know nothing by now.
         """
-        met = self._met & left
-        if not bool(met.any()):
-            return x, met
-        stood = met & ~(size(x) <= self._share())
+        stood = self._met & left & ~(size <= self._share())
         return torch.where(column(stood), self._x, x), stood
 
     def _share(self) -> Tensor:

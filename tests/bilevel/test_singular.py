@@ -164,3 +164,49 @@ def test_operators_near_the_ends_of_single_precision_are_solved_like_any_other(
     if getattr(solver, "preconditioner", None) is None:
         assert found.stats.smallest_curvature is not None
         assert 0.99 * scale < found.stats.smallest_curvature < 1.5 * scale
+
+
+@every_precision
+@pytest.mark.parametrize("n", [30, 200])
+@pytest.mark.parametrize("signs", [1.0, -1.0])
+@pytest.mark.parametrize("scale", [1e-12, 1.0])
+def test_a_right_hand_side_that_is_taken_to_rounding_gets_no_answer_worse_than_zero(
+    n: int, signs: float, scale: float, dtype: torch.dtype
+) -> None:
+    values = torch.logspace(0, 2, n, dtype=F64)
+    values[::2] *= signs
+    values[:3] = 0
+    basis = orthogonal(n, 3)
+    matrix = (basis * values) @ basis.T * scale
+    # A product with b is rounding, and the first to show how large others are is the second.
+    b = (basis[:, :3] @ normal(3, seed=4)).to(dtype)
+    operator = bilevel.Matrix(((matrix + matrix.T) / 2).to(dtype), symmetric=True)
+    wanted = {
+        MINRES(): Result.SINGULAR,
+        MINRES(rtol=None, max_steps=20): Result.SINGULAR,
+        MINRES(preconditioner=lambda r: 3 * r): Result.SINGULAR,
+        bilevel.Auto(): Result.SINGULAR,
+        bilevel.BiCGStab(): Result.BREAKDOWN,
+    }
+    for solver, result in wanted.items():
+        found = bilevel.solve(operator, b, solver, on_failure="ignore")
+        assert found.result is result, solver
+        assert found.stats.relative_residual <= 1.01, solver
+        assert float(found.value.norm()) < 0.1 / scale, solver
+    columns = torch.stack([b, (matrix @ normal(n, seed=5)).to(dtype) / scale], dim=1)
+    found = bilevel.solve(operator, columns, MINRES(max_steps=2000), on_failure="ignore")
+    assert [column.result for column in found.stats.columns] == [Result.SINGULAR, Result.SUCCESS]
+
+
+def test_an_answer_of_bicgstab_that_leaves_more_than_zero_is_zero_and_called_divergence() -> None:
+    operator, b = bilevel.Matrix(normal(30, 30, seed=1)), normal(30, seed=2)
+    with pytest.warns(bilevel.ConvergenceWarning, match="DIVERGED"):
+        found = bilevel.solve(operator, b, bilevel.BiCGStab(max_steps=4))
+    assert bool((found.value == 0).all())
+    assert found.stats.relative_residual == 1
+
+
+def test_minres_solves_what_is_tiny_in_all_directions() -> None:
+    values = torch.linspace(1e-20, 2e-20, N, dtype=F64)
+    found = bilevel.solve(bilevel.Diagonal(values), values[:1].new_ones(N), MINRES())
+    torch.testing.assert_close(found.value * values, torch.ones(N, dtype=F64))
