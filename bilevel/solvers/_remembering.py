@@ -43,8 +43,8 @@ class Remembering(Stepwise):
     def begin(self, rhs: Tensor, target: Tensor, state: State) -> Carry:
         k, n = rhs.shape
         carry = self.cg.begin(rhs, target, state)
-        room = min(_ENTRIES // rhs.numel(), n, self.steps(n))
-        memory = rhs.new_empty(k, room if room >= _FEWEST else 0, n)
+        room = min(_ENTRIES // rhs.numel(), n)
+        memory = rhs.new_empty(k, min(room, self.steps(n)) if room >= _FEWEST else 0, n)
         # Without a preconditioner both are the same vectors.
         duals = torch.empty_like(memory) if self.cg.preconditioner else memory
         z = carry["p"].clone() if self.cg.preconditioner else carry["r"]
