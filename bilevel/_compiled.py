@@ -174,6 +174,7 @@ def _identified(options: Options, given: Arguments) -> tuple[Call, Any, Fingerpr
         spec,
         guess,
         dict(given.state or {}),
+        _is_fixed(options.solver, bool(given.state)),
     )
     others = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
     try:
@@ -247,20 +248,20 @@ def _made_anew(options: Options, call: Call, entry: _Entry, return_info: bool) -
 
 def _program(options: Options, call: Call, guard: Guard, known: Any) -> Program | FixedSolve:
     functions, solver = options.functions, options.solver
-    if _is_fixed(solver, call):
+    if call.solves:
         assert isinstance(solver, Stepwise)
         return FixedSolve(functions, solver, options.damping, call, guard, known)
     return derivatives(functions, call, guard, _batch(solver, call), known)
 
 
-def _is_fixed(solver: Solver, call: Call) -> bool:
+def _is_fixed(solver: Solver, prepared: bool) -> bool:
     """Whether all of a solve can be compiled: nothing to prepare, and no number to look at."""
     if not isinstance(solver, Stepwise) or not solver.fixed:
         return False
     preconditioner = getattr(solver, "preconditioner", None)
     if preconditioner is not None and not isinstance(preconditioner, Preconditioner):
         return False
-    return bool(call.state) or not solver.prepares
+    return prepared or not solver.prepares
 
 
 def _batch(solver: Solver, call: Call) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -32,6 +33,8 @@ class Call:
         spec: their tree.
         initial: first guess of the adjoint, ``[1, n]``.
         state: of the solver.
+        solves: whether a program for this call solves too, and so takes these two as well; one that
+            multiplies alone serves every guess and every state.
     """
 
     phi_layout: Layout
@@ -43,33 +46,34 @@ class Call:
     spec: pytree.TreeSpec
     initial: Tensor | None
     state: State
+    solves: bool
 
     def tensors(self) -> list[Tensor]:
         """All that a program takes, in its order."""
-        first = [] if self.initial is None else [self.initial]
-        return [*self.phi, *self.theta, *self.args, *first, *self.state.values()]
+        return [*self.phi, *self.theta, *self.args, *self._of_solve()]
+
+    def _of_solve(self) -> list[Tensor]:
+        if not self.solves:
+            return []
+        return [*([] if self.initial is None else [self.initial]), *self.state.values()]
 
     def form(self) -> tuple[Any, ...]:
         """What a program compiled for this call takes for granted of the tensors."""
         forms = tuple(form(tensor) for tensor in self.tensors())
-        names = tuple(self.state)
-        return (self.phi_layout, self.theta_layout, self.spec, forms, names, self.initial is None)
+        solve = (self.initial is None, *self.state) if self.solves else None
+        return (self.phi_layout, self.theta_layout, self.spec, forms, solve)
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Call:
         """The same call with other tensors, as :meth:`tensors` lists them."""
         pending = iter(tensors)
         take = lambda like: [next(pending) for _ in like]  # noqa: E731
-        return Call(
-            self.phi_layout,
-            self.theta_layout,
-            take(self.phi),
-            take(self.theta),
-            take(self.args),
-            self.others,
-            self.spec,
-            None if self.initial is None else next(pending),
-            dict(zip(self.state, pending, strict=True)),
-        )
+        phi, theta, args = take(self.phi), take(self.theta), take(self.args)
+        other = dataclasses.replace(self, phi=phi, theta=theta, args=args)
+        if not self.solves:
+            return other
+        initial = None if self.initial is None else next(pending)
+        state = dict(zip(self.state, pending, strict=True))
+        return dataclasses.replace(other, initial=initial, state=state)
 
     def arguments(self) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
         """``outer_args`` and ``inner_args``."""
