@@ -16,12 +16,23 @@ from torch.utils import _pytree as pytree
 
 from bilevel._audit import Audit, check_agrees
 from bilevel._checks import check_args
-from bilevel._fingerprint import Fingerprint, Unseen, code_of, describe
+from bilevel._fingerprint import Fingerprint, Unseen, carried, code_of, describe
 from bilevel._fixed import FixedSolve
 from bilevel._graphs import Refused, refusal
 from bilevel._guard import Guard, without_autocast
 from bilevel._point import Arguments
-from bilevel._programs import HERE, Call, CompiledProducts, First, Functions, Program, derivatives
+from bilevel._programs import (
+    HERE,
+    Call,
+    CompiledProducts,
+    First,
+    Functions,
+    Program,
+    as_plain,
+    derivatives,
+    stand_in,
+    usable,
+)
 from bilevel._system import extremes_of, verdict
 from bilevel._tree import check_same_kind, flatten
 from bilevel.curvature import HessianOperator
@@ -161,28 +172,32 @@ def _identified(options: Options, given: Arguments) -> tuple[Call, Any, Fingerpr
     guess = None
     if given.initial is not None:
         guess = theta_layout.join(theta_layout.matching_leaves(given.initial, "initial", "theta"))
-        guess = _plain(guess).unsqueeze(0)
+        guess = as_plain(guess).unsqueeze(0)
     if given.state is not None and not isinstance(given.state, dict):
         raise Refused("has a state that is no dict")
+    tensors = usable([leaf for leaf in leaves if isinstance(leaf, Tensor)])
+    others = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
+    roots = [options.outer, options.inner, options.solver, others, list(map(carried, tensors))]
+    try:
+        fingerprint = Fingerprint.of(roots)
+        about = fingerprint.about(tensors)
+    except Unseen:
+        raise
+    except Exception as error:  # of an attribute or a class of the user's
+        raise refusal("holds an object that fails when it is looked into", error) from error
     call = Call(
         phi_layout,
         theta_layout,
-        [_plain(leaf) for leaf in phi_leaves],
-        [_plain(leaf) for leaf in theta_leaves],
-        [_plain(leaf) for leaf in leaves if isinstance(leaf, Tensor)],
+        [as_plain(leaf) for leaf in phi_leaves],
+        [as_plain(leaf) for leaf in theta_leaves],
+        # Where identity matters it is compared, so that the tensors themselves can be traced.
+        tensors if fingerprint.by_identity else [stand_in(leaf) for leaf in tensors],
         [HERE if isinstance(leaf, Tensor) else leaf for leaf in leaves],
         spec,
         guess,
         dict(given.state or {}),
         _is_fixed(options.solver, bool(given.state)),
     )
-    others = [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
-    try:
-        fingerprint = Fingerprint.of([options.outer, options.inner, options.solver, others])
-    except Unseen:
-        raise
-    except Exception as error:  # of an attribute or a class of the user's
-        raise refusal("holds an object that fails when it is looked into", error) from error
     device = theta_layout.device.type
     surroundings = (
         torch.get_default_dtype(),
@@ -190,15 +205,9 @@ def _identified(options: Options, given: Arguments) -> tuple[Call, Any, Fingerpr
         and torch.is_autocast_enabled(device)
         and torch.get_autocast_dtype(device),
     )
-    form = call.form()
+    form = (call.form(), about)
     key = (form, options.damping, options.on_failure, surroundings, tuple(fingerprint.tokens))
     return call, key, fingerprint
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    if type(tensor.detach()) is not Tensor:
-        raise Refused(f"is given a {type(tensor).__name__}, which is no plain tensor")
-    return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
 def _first(options: Options, given: Arguments, plain: Callable[[], Any]) -> Any:

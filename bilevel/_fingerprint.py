@@ -49,11 +49,13 @@ class Fingerprint:
         tensors: the tensors in reach, by id.
         anchors: every object that a token names by its id. Whoever keeps the tokens keeps these, so
             that no id is given out again.
+        by_identity: whether some function in reach may ask which tensor it is given.
     """
 
     tokens: list[Any] = field(default_factory=list)
     tensors: dict[int, Tensor] = field(default_factory=dict)
     anchors: list[Any] = field(default_factory=list)
+    by_identity: bool = False
     _seen: dict[int, int] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
     _modules: list[tuple[ModuleType, set[str]]] = field(default_factory=list)
@@ -88,6 +90,16 @@ class Fingerprint:
             found.tokens.append(tuple(tensor.grad is None for tensor in leaves))
         return found
 
+    def about(self, arguments: Sequence[Tensor]) -> tuple[Any, ...]:
+        """What functions in reach may read off argument tensors besides their form."""
+        found: list[Any] = [(type(x), x.requires_grad, x.is_leaf) for x in arguments]
+        if "grad" in self._names:
+            found.append([x.is_leaf and x.grad is not None for x in arguments])
+        if self.by_identity:
+            ids = [id(x) for x in arguments]
+            found.append([(self._seen.get(one), ids.index(one)) for one in ids])
+        return tuple(map(tuple, found))
+
     def _note(self, item: Any) -> Iterator[Any] | None:
         """Add the token of one object; what to look at below it, if anything."""
         kind = type(item)
@@ -118,6 +130,7 @@ class Fingerprint:
             self.tokens.append((kind, len(item)))
             return iter(item) if item else None
         if kind is dict:
+            self.by_identity |= any(isinstance(key, Tensor) for key in item)
             self.tokens.append((kind, len(item)))
             return (part for pair in item.items() for part in pair) if item else None
         if isinstance(item, torch.nn.Module):
@@ -153,6 +166,7 @@ class Fingerprint:
         if named.runs_text:
             raise Unseen("runs code from a text (eval, exec), which cannot be looked through")
         self._names |= named.attributes
+        self.by_identity |= named.by_identity
         return _held(function)
 
     def _of_builtin(self, function: Any) -> Iterator[Any] | None:
@@ -170,6 +184,8 @@ class Fingerprint:
         except Opaque as error:
             raise Unseen(str(error)) from None
         attributes = _attributes(item, kind)
+        if isinstance(item, dict | set | frozenset):
+            self.by_identity |= any(isinstance(part, Tensor) for part in inside)
         # Of an object that holds nothing, which one it is is all there is to tell.
         self.tokens.append((id(kind), len(inside) if inside or attributes else id(item)))
         return _chained(kind, inside, attributes)
@@ -194,9 +210,15 @@ def tensor_token(tensor: Tensor) -> tuple[Any, ...]:
 
 def form(tensor: Tensor) -> tuple[Any, ...]:
     """What a compiled program takes for granted of a tensor."""
-    if tensor.layout is not torch.strided:
-        return (type(tensor), tensor.shape, tensor.layout, tensor.dtype, tensor.device)
-    return (type(tensor), tensor.shape, tensor.stride(), tensor.dtype, tensor.device)
+    lies = tensor.stride() if tensor.layout is torch.strided else tensor.layout
+    bits = (tensor.is_conj(), tensor.is_neg())
+    return (type(tensor), tensor.shape, lies, bits, tensor.dtype, tensor.device)
+
+
+def carried(tensor: Tensor) -> tuple[type, dict[str, Any]] | None:
+    """What an argument tensor has of its own that no plain one has, to be looked through."""
+    plain = type(tensor) is Tensor and not vars(tensor)
+    return None if plain else (type(tensor), vars(tensor))
 
 
 def _is_own(function: FunctionType) -> bool:

@@ -81,7 +81,7 @@ class FixedSolve:
         }
         self._history = (self._steps, len(record))
         self.program = Program(
-            self._traced, [*carry.values(), history], call.tensors(), groups, known
+            self._traced, [*carry.values(), history], call.to_trace(), groups, known
         )
         # The programs stand for themselves now: what they were made from may go.
         del self._call, self._guard, self._functions

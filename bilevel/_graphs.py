@@ -132,7 +132,7 @@ def trace(
     if any(_mutates(node) for node in first.graph.nodes):
         _clear(first)
         pure = torch.func.functionalize(first, remove="mutations")
-        first = make_fx(pure)(*inputs, *tensors)
+        first = make_fx(pure)(*(tensor.detach() for tensor in (*inputs, *tensors)))
     first.graph = fx_graph_cse(first.graph)
     first.graph.eliminate_dead_code()
     first.recompile()
@@ -180,6 +180,8 @@ def _lift(module: fx.GraphModule, known: Mapping[int, Tensor]) -> list[Tensor]:
                 f"uses a tensor of shape {tuple(getattr(tensor, 'shape', ()))} that is none of its "
                 "arguments and that nothing in its closure, globals or attributes holds"
             )
+        if tensor.is_conj() or tensor.is_neg():
+            raise Refused("uses a view whose conjugate or sign is put off (see resolve_conj)")
         if id(tensor) not in lifted:
             with module.graph.inserting_after(last):
                 last = module.graph.placeholder(f"held_{len(lifted)}")

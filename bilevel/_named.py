@@ -36,6 +36,7 @@ class Names:
         imports: modules it imports while it runs.
         all_globals: whether the globals are read as a dict, so that any word may be one of them.
         runs_text: whether it runs code that is text.
+        by_identity: whether it asks of objects which ones they are; asking for None is none such.
     """
 
     globals: tuple[str, ...]
@@ -43,6 +44,7 @@ class Names:
     imports: tuple[str, ...]
     all_globals: bool
     runs_text: bool
+    by_identity: bool
 
 
 _found: dict[int, tuple[CodeType, Names]] = {}
@@ -65,10 +67,14 @@ def _names(code: CodeType) -> Names:
     imports: dict[str, None] = {}
     attributes: set[str] = set()
     words: set[str] = set()
+    by_identity = False
     for part in _parts(code):
         attributes.update(part.co_names)
         words.update(_words(part.co_consts))
+        before = ""
         for step in dis.get_instructions(part):
+            by_identity |= step.opname == "IS_OP" and not before.startswith("LOAD_CONST")
+            before = step.opname
             if step.opname == "IMPORT_NAME":
                 imports[step.argval] = None
             elif "GLOBAL" in step.opname or step.opname == "LOAD_NAME":
@@ -81,6 +87,7 @@ def _names(code: CodeType) -> Names:
         tuple(imports),
         "globals" in read or "vars" in read,
         "eval" in read or "exec" in read,
+        by_identity or "id" in read or bool(attributes & {"is_", "is_not"}),
     )
 
 

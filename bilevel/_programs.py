@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from bilevel._autodiff import filled, fresh, uncompiled
 from bilevel._fingerprint import form
-from bilevel._graphs import refusal, split, trace
+from bilevel._graphs import Refused, refusal, split, trace
 from bilevel._guard import Guard
 from bilevel._tree import Layout
 from bilevel.products import KeptGraph, Objective, Products
@@ -28,7 +28,8 @@ class Call:
     Attributes:
         phi: leaves, detached.
         theta: leaves, detached.
-        args: the tensors among the leaves of ``(outer_args, inner_args)``, detached.
+        args: the tensors among the leaves of ``(outer_args, inner_args)``, as the functions are to
+            see them: of their type, with their attributes, following what they follow.
         others: those leaves again, None in place of each tensor.
         spec: their tree.
         initial: first guess of the adjoint, ``[1, n]``.
@@ -49,7 +50,12 @@ class Call:
     solves: bool
 
     def tensors(self) -> list[Tensor]:
-        """All that a program takes, in its order."""
+        """All that a program takes, in its order, detached."""
+        args = [tensor.detach() for tensor in self.args]
+        return [*self.phi, *self.theta, *args, *self._of_solve()]
+
+    def to_trace(self) -> list[Tensor]:
+        """The same, with the arguments as the functions are to see them."""
         return [*self.phi, *self.theta, *self.args, *self._of_solve()]
 
     def _of_solve(self) -> list[Tensor]:
@@ -80,6 +86,50 @@ class Call:
         pending = iter(self.args)
         leaves = [next(pending) if item is HERE else item for item in self.others]
         return pytree.tree_unflatten(leaves, self.spec)
+
+
+def as_plain(tensor: Tensor) -> Tensor:
+    """A tensor detached, and as it lies in memory.
+
+    Raises:
+        Refused: it is of a class that is more than that.
+    """
+    return usable([tensor])[0].detach()
+
+
+def usable(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Arguments with copies where the plain way makes copies, of all if one is an inference tensor.
+
+    A conjugate or a sign that is put off is carried out: a program would not see it.
+
+    Raises:
+        Refused: one is of a class that is more than a plain tensor.
+    """
+    for tensor in tensors:
+        if type(tensor.detach()) is not Tensor:
+            raise Refused(f"is given a {type(tensor).__name__}, which is no plain tensor")
+    if any(tensor.is_inference() for tensor in tensors):
+        tensors = [tensor.clone() for tensor in tensors]
+    return [tensor.resolve_conj().resolve_neg() for tensor in tensors]
+
+
+def stand_in(tensor: Tensor) -> Tensor:
+    """An argument as another object: the same to all that do not ask which one it is.
+
+    A trace takes two inputs that are one object for one input, and one that a function holds too
+    for what it holds; so would its program in later calls, where they are not.
+    """
+    if tensor.grad_fn is not None:
+        with torch.enable_grad():
+            other = tensor.view_as(tensor)
+    elif type(tensor) is Tensor:
+        other = tensor.detach().requires_grad_(tensor.requires_grad)
+        other.grad = tensor.grad
+    else:
+        other = torch.Tensor._make_subclass(type(tensor), tensor.detach(), tensor.requires_grad)
+        other.grad = tensor.grad
+    vars(other).update(vars(tensor))
+    return other
 
 
 Compiled = Callable[..., Sequence[Tensor]]
@@ -142,7 +192,7 @@ class Program:
     Args:
         function: of the moving tensors, then the fixed ones.
         moving: examples of those that change while the others stay.
-        fixed: examples of the others.
+        fixed: examples of the others, as the function is to see them.
         groups: how many outputs each part has; see :func:`bilevel._graphs.split`.
         known: tensors the function may use besides, by id.
 
@@ -258,4 +308,4 @@ def derivatives(
     like, size = call.theta[0], call.theta_layout.size
     moving = [like.new_zeros(1, size), like.new_zeros(batch, size), like.new_zeros(size)]
     groups = {"static": 4 + len(call.phi), "product": 1, "batch": 1, "mixed": len(call.phi)}
-    return Program(function, moving, call.tensors(), groups, known)
+    return Program(function, moving, call.to_trace(), groups, known)
