@@ -7,15 +7,19 @@ import collections
 import contextvars
 import copyreg
 import functools
+import gc
 import io
 import logging
+import random
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterable, Iterator
 from types import (
     ClassMethodDescriptorType,
+    GetSetDescriptorType,
     MappingProxyType,
+    MemberDescriptorType,
     MethodDescriptorType,
     WrapperDescriptorType,
 )
@@ -48,22 +52,31 @@ _INERT = (
     *(torch.Generator, torch.finfo, torch.iinfo, torch._ops.OperatorBase),
     *(torch._ops.OpOverloadPacket, io.IOBase, logging.Logger, logging.Handler),
     *(ClassMethodDescriptorType, MethodDescriptorType, WrapperDescriptorType),
+    *(GetSetDescriptorType, MemberDescriptorType),
 )
-_INERT_PLACES = frozenset(
-    {"_thread", "threading", "queue", "_queue", "random", "_random", "typing", "numpy.random"}
-)
+_INERT_PLACES = frozenset({"_thread", "_random", "typing", "numpy.random", "io", "_io"})
+
+# Attributes that come and go with what others do: numbers drawn, threads that wait.
+_PASSING = ((random.Random, "gauss_next"), (threading.Condition, "_waiters"))
 
 
 def is_inert(item: Any) -> bool:
     """Whether an object counts by which it is alone."""
-    if isinstance(item, threading.local):
+    kind = type(item)
+    if isinstance(item, threading.local) or not kind_of(kind).still:
         return False
-    if isinstance(item, _INERT):
-        return True
-    place = type(item).__module__
-    return isinstance(place, str) and (
-        place in _INERT_PLACES or place.startswith(("numpy.random.", "io.", "_io"))
-    )
+    place = str(kind.__module__)
+    return isinstance(item, _INERT) or place in _INERT_PLACES or place.startswith("numpy.random.")
+
+
+def attributes(item: Any) -> dict[str, Any] | None:
+    """An object's own dict, if it has one, without what comes and goes."""
+    if not hasattr(item, "__dict__"):
+        return None
+    for kind, name in _PASSING:
+        if isinstance(item, kind):
+            return {key: value for key, value in vars(item).items() if key != name}
+    return item.__dict__
 
 
 def contents(item: Any) -> list[Any]:
@@ -82,6 +95,7 @@ def contents(item: Any) -> list[Any]:
 
 
 def _of_array(item: Any) -> list[Any]:
+    item = sys.modules["numpy"].asarray(item)  # of a subclass, what lies under it: under a mask
     if item.size > _LARGEST_ARRAY:
         raise Opaque(
             f"holds an array of shape {item.shape} that is no argument; make it a tensor and pass "
@@ -92,7 +106,7 @@ def _of_array(item: Any) -> list[Any]:
 
 
 def _of_buffer(item: Any) -> list[Any]:
-    found = bytes(item)
+    found = bytes(memoryview(item))
     if len(found) > 8 * _LARGEST_ARRAY:
         raise Opaque(
             f"holds a {type(item).__name__} of {len(found)} bytes that is no argument; make it a "
@@ -119,17 +133,40 @@ def _reduced(item: Any) -> list[Any]:
     return [list(part) if isinstance(part, Iterator) else part for part in found]
 
 
+_CONTAINERS = (list, tuple, set, frozenset, collections.deque)
+
+
+def _items(item: Any) -> Iterator[Any]:
+    """What a container holds, whatever its class makes of iteration."""
+    kind: Any = next(kind for kind in _CONTAINERS if isinstance(item, kind))
+    return kind.__iter__(item)
+
+
 def _pairs(item: Any) -> Iterator[Any]:
-    for pair in item.items():
+    """The same of a dict, in an order that ``move_to_end`` may have changed."""
+    kind = collections.OrderedDict if isinstance(item, collections.OrderedDict) else dict
+    for pair in kind.items(item):
         yield from pair
 
 
-def _sorted(item: Iterable[Any]) -> list[Any]:
-    return sorted(item, key=repr)
+def _sorted(item: Any) -> list[Any]:
+    return sorted(_items(item), key=repr)
 
 
 def _referred(item: weakref.ref[Any]) -> list[Any]:
     return [item()]
+
+
+# Misses of a cache when last looked at, and how often it had been cleared.
+_caches: weakref.WeakKeyDictionary[Any, tuple[int, int]] = weakref.WeakKeyDictionary()
+
+
+def _clearings(item: Any) -> list[Any]:
+    """How often a cache was cleared: what it keeps was computed from what was seen until then."""
+    misses = item.cache_info().misses
+    before, cleared = _caches.get(item, (0, 0))
+    _caches[item] = (misses, cleared + (misses < before))
+    return [_caches[item][1]]
 
 
 def _as_text(kind: Any) -> Callable[[Any], list[Any]]:
@@ -138,9 +175,10 @@ def _as_text(kind: Any) -> Callable[[Any], list[Any]]:
 
 _LOOKS: tuple[tuple[Any, Callable[[Any], Iterable[Any]]], ...] = (
     (collections.defaultdict, lambda item: (item.default_factory, *_pairs(item))),
-    ((dict, MappingProxyType), _pairs),
-    (collections.deque, lambda item: (item.maxlen, *item)),
-    ((list, tuple), iter),
+    (dict, _pairs),
+    (MappingProxyType, gc.get_referents),
+    (collections.deque, lambda item: (item.maxlen, *_items(item))),
+    ((list, tuple), _items),
     ((set, frozenset), _sorted),
     *(((kind,), _as_text(kind)) for kind in (int, float, complex, str, bytes)),
     ((bytearray, memoryview), _of_buffer),
@@ -151,6 +189,7 @@ _LOOKS: tuple[tuple[Any, Callable[[Any], Iterable[Any]]], ...] = (
     (property, lambda item: (item.fget, item.fset, item.fdel)),
     ((staticmethod, classmethod), lambda item: (item.__func__,)),
     (range, lambda item: (item.start, item.stop, item.step)),
-    # Their attributes say it all: what is cached was computed from what is seen.
-    ((threading.local, functools._lru_cache_wrapper), lambda item: ()),
+    (functools._lru_cache_wrapper, _clearings),
+    # Their attributes say it all.
+    ((threading.local, random.Random, *_INERT), lambda item: ()),
 )

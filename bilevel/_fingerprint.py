@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilevel._contents import NEVER_READ, Opaque, contents, is_inert
+from bilevel._contents import NEVER_READ, Opaque, attributes, contents, is_inert
 from bilevel._named import imported, is_installed, kind_of, module_holds_still, names
 
 # More than this is data, not settings, and looking through it would cost more than it saves.
@@ -59,6 +59,7 @@ class Fingerprint:
     _seen: dict[int, int] = field(default_factory=dict)
     _names: set[str] = field(default_factory=set)
     _modules: list[tuple[ModuleType, set[str]]] = field(default_factory=list)
+    _aside: list[tuple[Any, set[str]]] = field(default_factory=list)
 
     @classmethod
     def of(cls, roots: Sequence[Any]) -> Fingerprint:
@@ -121,7 +122,8 @@ class Fingerprint:
         if isinstance(item, Tensor):
             self.tensors[id(item)] = item
             self.tokens.append(tensor_token(item))
-            # Of what a subclass or a parameter carries, its attributes alone take part.
+            if kind is not Tensor and kind is not torch.nn.Parameter:
+                return _chained(kind, _attributes(item, kind))
             return iter((item.__dict__,)) if item.__dict__ else None
         return self._below(item, kind)
 
@@ -142,7 +144,10 @@ class Fingerprint:
             return iter((item.__func__, item.__self__))
         if isinstance(item, type):
             self.tokens.append(id(item))
-            return None if kind_of(item).still else _of_class(item)
+            if kind_of(item).still:
+                return None
+            self._aside.append((item, set()))
+            return _of_class(item)
         if isinstance(item, ModuleType):
             self.tokens.append(id(item))
             if not module_holds_still(item):
@@ -166,6 +171,7 @@ class Fingerprint:
         if named.runs_text:
             raise Unseen("runs code from a text (eval, exec), which cannot be looked through")
         self._names |= named.attributes
+        self._aside.append((function, set()))
         self.by_identity |= named.by_identity
         return _held(function)
 
@@ -183,15 +189,21 @@ class Fingerprint:
             inside = contents(item)
         except Opaque as error:
             raise Unseen(str(error)) from None
-        attributes = _attributes(item, kind)
+        own = _attributes(item, kind)
         if isinstance(item, dict | set | frozenset):
             self.by_identity |= any(isinstance(part, Tensor) for part in inside)
         # Of an object that holds nothing, which one it is is all there is to tell.
-        self.tokens.append((id(kind), len(inside) if inside or attributes else id(item)))
-        return _chained(kind, inside, attributes)
+        self.tokens.append((id(kind), len(inside) if inside or own else id(item)))
+        return _chained(kind, inside, own)
 
     def _hanging(self) -> Iterator[Iterator[Any]]:
-        """What hangs from modules under names that came up since they were last looked at."""
+        """What is looked at by name alone, under names that came up since it was last looked at."""
+        wanted = [name for name, asked in _ASIDE.items() if asked & self._names]
+        for owner, looked_at in self._aside if wanted else ():
+            fresh = [name for name in wanted if name not in looked_at]
+            if fresh:
+                looked_at.update(fresh)
+                yield iter([getattr(owner, name, None) for name in fresh])
         for module, looked_at in list(self._modules):
             namespace = vars(module)
             fresh = sorted((namespace.keys() & self._names) - looked_at)
@@ -201,6 +213,16 @@ class Fingerprint:
 
 
 _END = object()
+
+# What functions and classes of the user's carry that is hardly ever read, and the names by which.
+_ASIDE: dict[str, frozenset[str]] = {
+    "__doc__": frozenset({"__doc__", "getdoc"}),
+    "__annotations__": frozenset({"__annotations__", "get_annotations", "get_type_hints"}),
+    "__dataclass_fields__": frozenset({"__dataclass_fields__", "fields", "metadata"}),
+    "__name__": frozenset({"__name__"}),
+    "__qualname__": frozenset({"__qualname__"}),
+    "__module__": frozenset({"__module__"}),
+}
 
 
 def tensor_token(tensor: Tensor) -> tuple[Any, ...]:
@@ -235,9 +257,10 @@ def _held(function: FunctionType) -> Iterator[Any]:
     scope = function.__globals__
     named = names(function.__code__)
     for name in named.globals:
-        if name in scope:
+        space = scope if name in scope else function.__builtins__
+        if name in space:
             yield name
-            yield scope[name]
+            yield space[name]
     if named.all_globals:
         for name in sorted(named.attributes & scope.keys()):
             yield name
@@ -283,7 +306,8 @@ def _of_module(module: torch.nn.Module) -> Iterator[Any]:
 
 def _attributes(item: Any, kind: type) -> list[Any]:
     """An object's own dict, if it has one, then what is in its slots."""
-    found = [item.__dict__] if hasattr(item, "__dict__") else []
+    own = attributes(item)
+    found: list[Any] = [] if own is None else [own]
     for slot in kind_of(kind).members:
         try:
             found.append(slot.__get__(item, kind))
