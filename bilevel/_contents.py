@@ -54,10 +54,13 @@ _INERT = (
     *(ClassMethodDescriptorType, MethodDescriptorType, WrapperDescriptorType),
     *(GetSetDescriptorType, MemberDescriptorType),
 )
+# Of subclasses of these, attributes are all there is to look at.
+_SAID_BY_ATTRIBUTES = (threading.local, random.Random, *_INERT)
 _INERT_PLACES = frozenset({"_thread", "_random", "typing", "numpy.random", "io", "_io"})
 
 # Attributes that come and go with what others do: numbers drawn, threads that wait.
-_PASSING = ((random.Random, "gauss_next"), (threading.Condition, "_waiters"))
+_DRAWN_OR_WAITED_FOR = (random.Random, threading.Condition)
+_PASSING = frozenset({"gauss_next", "_waiters"})
 
 
 def is_inert(item: Any) -> bool:
@@ -73,9 +76,8 @@ def attributes(item: Any) -> dict[str, Any] | None:
     """An object's own dict, if it has one, without what comes and goes."""
     if not hasattr(item, "__dict__"):
         return None
-    for kind, name in _PASSING:
-        if isinstance(item, kind):
-            return {key: value for key, value in vars(item).items() if key != name}
+    if isinstance(item, _DRAWN_OR_WAITED_FOR):
+        return {name: value for name, value in vars(item).items() if name not in _PASSING}
     return item.__dict__
 
 
@@ -91,7 +93,9 @@ def contents(item: Any) -> list[Any]:
     numpy: Any = sys.modules.get("numpy")
     if numpy is not None and isinstance(item, numpy.ndarray | numpy.generic):
         return _of_array(item)
-    return _reduced(item) if kind_of(type(item)).hidden else []
+    if not kind_of(type(item)).hidden or isinstance(item, _SAID_BY_ATTRIBUTES):
+        return []
+    return _reduced(item)
 
 
 def _of_array(item: Any) -> list[Any]:
@@ -190,6 +194,4 @@ _LOOKS: tuple[tuple[Any, Callable[[Any], Iterable[Any]]], ...] = (
     ((staticmethod, classmethod), lambda item: (item.__func__,)),
     (range, lambda item: (item.start, item.stop, item.step)),
     (functools._lru_cache_wrapper, _clearings),
-    # Their attributes say it all.
-    ((threading.local, random.Random, *_INERT), lambda item: ()),
 )

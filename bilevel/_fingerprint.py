@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.modules import module as hooked
 
 from bilevel._contents import NEVER_READ, Opaque, attributes, contents, is_inert
 from bilevel._named import imported, is_installed, kind_of, module_holds_still, names
@@ -72,7 +73,7 @@ class Fingerprint:
             Unseen: there is too much of it, or an object that cannot be looked into.
         """
         found = cls()
-        pending = [iter(roots)]
+        pending = [iter([*roots, *_HOOKS])]
         while pending:
             item = next(pending[-1], _END)
             if item is _END:
@@ -213,6 +214,9 @@ class Fingerprint:
 
 
 _END = object()
+
+# Of what is installed, what others are asked to put something into: it runs in every module.
+_HOOKS = (hooked._global_forward_pre_hooks, hooked._global_forward_hooks)
 
 # What functions and classes of the user's carry that is hardly ever read, and the names by which.
 _ASIDE: dict[str, frozenset[str]] = {

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
 
 from bilevel._fingerprint import Fingerprint, Unseen
 from tests.bilevel.test_fingerprint import seen
@@ -182,3 +183,11 @@ def test_a_queue_that_nobody_can_look_into_is_refused() -> None:
     held = queue.SimpleQueue[float]()
     with pytest.raises(Unseen, match="SimpleQueue"):
         Fingerprint.of([lambda: held])
+
+
+def test_a_hook_for_all_modules_is_seen_to_come_and_go() -> None:
+    held = nn.Linear(2, 2)
+    hooks: list[Any] = []
+    add = lambda: hooks.append(register_module_forward_hook(lambda *_: None))  # noqa: E731
+    assert seen(lambda: held(torch.ones(2)), add)
+    assert seen(lambda: held(torch.ones(2)), lambda: hooks.pop().remove())
