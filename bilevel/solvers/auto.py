@@ -108,7 +108,8 @@ class Auto(Iterative):
         if "directions" in state:
             check_state(state, rhs)
         if "directions" in state and not confidence.rest:
-            steps = int(min(confidence.steps(folds), self.steps(operator.size)))
+            # One more than it may take shows that it would have needed more.
+            steps = int(min(confidence.steps(folds) + 1, self.steps(operator.size)))
             recycling = replace(solver, preconditioner=Recycled(), max_steps=steps)
             outcome = Remembering(recycling).compute(operator, rhs, target, state)
             failed = outcome.iterations >= steps

@@ -166,10 +166,10 @@ def test_a_state_with_a_nan_is_passed_over() -> None:
 
 
 def test_short_solves_go_on_learning() -> None:
-    (operator,), state, known = unrelated(4.0, 1), None, []
+    (operator,), state, known = unrelated(20.0, 1), None, []
     for seed in range(3):
         found = bilevel.solve(operator, normal(SIZE, seed=seed), bilevel.Auto(1e-3), state=state)
-        assert found.stats.iterations < 20
+        assert found.stats.iterations < 25
         state = found.state
         known.append(len(state["directions"]))
     assert known[0] < known[1] < known[2]
