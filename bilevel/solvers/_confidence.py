@@ -39,10 +39,13 @@ class Confidence:
     @classmethod
     def of(cls, state: State) -> Confidence:
         """What a state says of it; a state that says nothing is believed."""
-        if "taken" not in state:
+        if not state.keys() >= set(_NAMES):
             return cls()
-        taken, folds, failures, rest = (state[name].item() for name in _NAMES)
-        return cls(float(taken), float(folds), int(failures), int(rest))
+        taken, folds, failures, rest = (float(state[name]) for name in _NAMES)
+        counts = 0 <= failures < math.inf and 0 <= rest < math.inf
+        if not (taken > 0 and folds > 0 and counts):
+            return cls()
+        return cls(taken, folds, int(failures), int(rest))
 
     def state(self) -> State:
         """The same as tensors, on the CPU: to read them should wait for nothing."""

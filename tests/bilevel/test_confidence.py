@@ -90,6 +90,12 @@ def test_a_solve_with_it_may_take_the_steps_of_one_without() -> None:
     assert Confidence.of(confidence.state()) == confidence
 
 
+@pytest.mark.parametrize(("name", "value"), [("taken", math.nan), ("folds", 0.0), ("rest", -1)])
+def test_a_state_with_odd_figures_is_one_that_says_nothing(name: str, value: float) -> None:
+    state = {**Confidence(50.0, 10.0, 1, 2).state(), name: torch.tensor(value)}
+    assert Confidence.of(state) == Confidence()
+
+
 def test_the_pairs_of_a_solve_that_met_negative_curvature_are_right() -> None:
     values = torch.linspace(1, 20, SIZE, dtype=F64)
     values[0] = -0.5
