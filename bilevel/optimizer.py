@@ -158,7 +158,7 @@ class BilevelOptimizer:
         inner_args = check_args(inner_args, "inner_args")
         self._descend(inner_args, inner_batches)
         self._draw()
-        solver = repr(getattr(self.problem, "solver", None))
+        solver = self._solver_now()
         kept = self._learned or self.calls % self.reuse_state > 0
         kept = kept and solver == self._solver  # the state of another one is of no use to it
         found, info = self.problem.implicit_grad(
@@ -181,6 +181,9 @@ class BilevelOptimizer:
         if self._pending >= self.accumulate:
             self._step_outer(info.outer_value)
         return info
+
+    def _solver_now(self) -> str:
+        return repr(getattr(self.problem, "solver", None))
 
     def _draw(self) -> None:
         # A hypergradient rewinds the generators it uses. One number drawn before each keeps
@@ -295,7 +298,7 @@ class BilevelOptimizer:
             raise InputError(f"state has version {found!r}; this release reads 1 to {_VERSION}.")
         if found < _VERSION:
             # Earlier ones may lack the adjoints before the last, what was learned, and by whom.
-            own = {"learned": False, "solver": repr(getattr(self.problem, "solver", None))}
+            own = {"learned": False, "solver": self._solver_now()}
             state = {"earlier_adjoints": [], **own, **state, "version": _VERSION}
         before = self.state_dict()
         check_fits(state, before, self._theta_layout.size)

@@ -22,3 +22,15 @@ def nothing_changes() -> Iterator[None]:
     assert (PHI._version, THETA._version) == versions
     assert PHI.grad is None
     assert THETA.grad is None
+
+
+@pytest.fixture
+def uncompiled_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The compiled path without a compiler: graphs run as they are."""
+    # Imported here: the compiler's front takes seconds, which few tests should pay.
+    from bilevel import _compiled, _programs
+
+    monkeypatch.setattr(_programs, "compiled", lambda graph, inputs: graph)
+    _compiled.forget()
+    yield
+    _compiled.forget()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,18 +13,12 @@ import torch
 from torch import Tensor
 
 import bilevel
-from bilevel import _compiled, _programs
+from bilevel import _compiled
 
 F64 = torch.float64
 
 
-@pytest.fixture(autouse=True)
-def identity(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Graphs run as they are."""
-    monkeypatch.setattr(_programs, "compiled", lambda graph, inputs: graph)
-    _compiled.forget()
-    yield
-    _compiled.forget()
+pytestmark = pytest.mark.usefixtures("uncompiled_graphs")
 
 
 def _data(seed: int, dtype: torch.dtype = F64) -> tuple[Tensor, Tensor]:

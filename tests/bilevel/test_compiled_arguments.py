@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, cast
 
 import pytest
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import bilevel
-from bilevel import _compiled, _programs
+from bilevel import _compiled
 
 F64 = torch.float64
 PHI, THETA = torch.linspace(-1.0, 1.0, 200, dtype=F64), torch.linspace(1.0, 2.0, 200, dtype=F64)
@@ -20,13 +20,7 @@ X = torch.linspace(1.0, 2.0, 200, dtype=F64)
 Inner = Callable[..., Tensor]
 
 
-@pytest.fixture(autouse=True)
-def identity(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Graphs run as they are."""
-    monkeypatch.setattr(_programs, "compiled", lambda graph, inputs: graph)
-    _compiled.forget()
-    yield
-    _compiled.forget()
+pytestmark = pytest.mark.usefixtures("uncompiled_graphs")
 
 
 def _outer(phi: Tensor, theta: Tensor) -> Tensor:
