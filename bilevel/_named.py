@@ -13,9 +13,15 @@ from dataclasses import dataclass
 from types import CodeType, MemberDescriptorType, ModuleType
 from typing import Any
 
+import torch
+
+_NAMES_OF_PLACES = ("site-packages", "dist-packages")
 _PLACES = {sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")}
 _PLACES |= {*site.getsitepackages(), site.getusersitepackages()}
-_INSTALLED = (*(place for place in _PLACES if place), "<frozen")
+# One environment may stand on another (a .pth file, PYTHONPATH), and PyTorch in a build tree.
+_PLACES |= {place for place in sys.path if os.path.basename(place) in _NAMES_OF_PLACES}
+_PLACES |= {os.path.dirname(torch.__file__)}
+_INSTALLED = (*(os.path.join(place, "") for place in _PLACES if place), "<frozen")
 
 # Type flags of CPython: no attribute can be set; dict and weak references are kept elsewhere.
 _IMMUTABLE = 1 << 8

@@ -8,11 +8,14 @@ import contextvars
 import dataclasses
 import enum
 import functools
+import os
+import subprocess
 import sys
 import threading
 import types
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -194,3 +197,26 @@ def test_what_functions_usually_hold_is_neither_refused_nor_seen_to_change() -> 
     )
     function = lambda: held  # noqa: E731
     assert not seen(function, lambda: weight.weight.data.mul_(2.0))
+
+
+def test_packages_of_an_environment_below_this_one_hold_still(tmp_path: Path) -> None:
+    # As with PYTHONPATH or a .pth file: what is installed is not only what pip put beside Python.
+    packages = tmp_path / "site-packages"
+    packages.mkdir()
+    (packages / "settled.py").write_text("def rate(): return 1.0\n")
+    (tmp_path / "site-packages-of-mine").mkdir()
+    (tmp_path / "site-packages-of-mine" / "moving.py").write_text("def rate(): return 1.0\n")
+    script = (
+        "import moving, settled\nfrom bilevel._named import is_installed, module_holds_still\n"
+        "print(*(f(x) for f, x in [(is_installed, settled.rate.__code__),"
+        "(module_holds_still, settled), (is_installed, moving.rate.__code__)]))"
+    )
+    paths = [packages, tmp_path / "site-packages-of-mine", *filter(None, sys.path)]
+    found = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, paths))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert found.stdout.split() == ["True", "True", "False"], found.stderr
