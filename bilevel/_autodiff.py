@@ -191,38 +191,82 @@ def _nodes(value: Tensor) -> set[Any]:
     return seen
 
 
-def pull_rows(
-    output: Tensor, sources: Sequence[Tensor], rows: Tensor, out: Tensor | None = None
-) -> Tensor:
-    """``row' d output / d sources`` for every row of ``[k, m]``, flat: ``[k, n]``, in ``out``.
+class Pullback:
+    """``row' d outputs / d sources``, flat, for rows as long as all outputs together.
 
-    The graph is kept. All rows go through it at once; one by one where something in it cannot be
-    batched, such as a custom function that applies another, or a checkpoint that replays dropout.
+    The graph is kept. A row of a loop is a vector in one place in memory that is written anew in
+    every step; it is taken apart into one view for each output once, not in every product.
+
+    Args:
+        outputs: what has been computed; those that require no grad count as constants.
+        sources: leaves it was computed from.
     """
-    count = rows.shape[0]
-    if count == 1:
-        found = _backward(output, sources, rows[0])
-        return torch.cat([leaf.reshape(1, -1) for leaf in found], dim=1, out=out)
-    try:
-        batch = torch.autograd.grad(
-            output, sources, rows, retain_graph=True, allow_unused=True, is_grads_batched=True
+
+    def __init__(self, outputs: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+        self._sources = tuple(sources)
+        self._moving = tuple(output for output in outputs if output.requires_grad)
+        self._sizes = [output.numel() for output in outputs]
+        self._chosen = [(i, one.shape) for i, one in enumerate(outputs) if one.requires_grad]
+        self._last: tuple[Tensor | None, tuple[Tensor, ...]] = (None, ())
+
+    @property
+    def constant(self) -> bool:
+        """Whether no output depends on any leaf."""
+        return not self._moving
+
+    def rows(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
+        """For every row of ``[k, m]``: ``[k, n]``, in ``out``.
+
+        All rows go through the graph at once; one by one where something in it cannot be batched,
+        such as a custom function that applies another, or a checkpoint that replays dropout.
+        """
+        count = rows.shape[0]
+        if self.constant:
+            return rows.new_zeros(count, sum(leaf.numel() for leaf in self._sources))
+        if count == 1:
+            found: Sequence[Tensor] = self._once(rows)
+            return torch.cat([leaf.reshape(1, -1) for leaf in found], dim=1, out=out)
+        try:
+            batch = torch.autograd.grad(
+                *(self._moving, self._sources, self._pieces(rows, (count,))),
+                retain_graph=True,
+                allow_unused=True,
+                is_grads_batched=True,
+            )
+        except RuntimeError:  # what is no matter of batching comes up again
+            return torch.cat([self.rows(row) for row in rows.split(1)])
+        pairs = zip(batch, self._sources, strict=True)
+        found = [leaf.new_zeros(count, leaf.numel()) if one is None else one for one, leaf in pairs]
+        return torch.cat([leaf.reshape(count, -1) for leaf in found], dim=1, out=out)
+
+    def of(self, vector: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
+        """``vector' d outputs / d leaves`` for other leaves, None where there is no way to one."""
+        if self.constant or not leaves:
+            return [None] * len(leaves)
+        pieces = self._pieces(vector, ())
+        return torch.autograd.grad(
+            self._moving, leaves, pieces, retain_graph=True, allow_unused=True
         )
-    except RuntimeError:  # what is no matter of batching comes up again
-        return torch.cat([pull_rows(output, sources, row.unsqueeze(0)) for row in rows])
-    pairs = zip(batch, sources, strict=True)
-    found = [leaf.new_zeros(count, leaf.numel()) if one is None else one for one, leaf in pairs]
-    return torch.cat([leaf.reshape(count, -1) for leaf in found], dim=1, out=out)
 
+    def _once(self, row: Tensor) -> Sequence[Tensor]:
+        """``torch.autograd.grad`` with the graph kept and zeros for None, past its checks.
 
-def _backward(output: Tensor, sources: Sequence[Tensor], cotangent: Tensor) -> list[Tensor]:
-    """``torch.autograd.grad`` with the graph kept and zeros for None, past its checks.
+        They are made anew in every call, and in a small network take a sixth of a product's time.
+        """
+        known, pieces = self._last
+        if known is not row:
+            pieces = self._pieces(row, ())
+            if row.is_contiguous():  # or else pieces may be copies
+                self._last = (row, pieces)
+        found = _engine_run_backward(
+            self._moving, pieces, True, False, self._sources, True, accumulate_grad=False
+        )
+        return filled(found, self._sources)
 
-    They are made anew in every call, and in a small network take a sixth of a product's time.
-    """
-    found = _engine_run_backward(
-        (output,), (cotangent,), True, False, tuple(sources), True, accumulate_grad=False
-    )
-    return filled(found, sources)
+    def _pieces(self, rows: Tensor, count: tuple[int, ...]) -> tuple[Tensor, ...]:
+        """Rows in the shapes of the outputs that move."""
+        parts = rows.split(self._sizes, dim=-1)
+        return tuple(parts[index].reshape((*count, *shape)) for index, shape in self._chosen)
 
 
 def _functional(

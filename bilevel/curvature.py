@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bilevel import _transforms
-from bilevel._autodiff import filled, fresh, gradient, pull_rows, pulled_back, uncompiled
+from bilevel._autodiff import Pullback, filled, fresh, gradient, pulled_back, uncompiled
 from bilevel._checks import check_args, check_scalar
 from bilevel._guard import Guard
 from bilevel._tree import Layout, Tree, flatten
@@ -95,7 +95,7 @@ class JacobianOperator(LinearOperator):
     def _through(self, output: Tensor, source: Tensor, rows: Tensor) -> Tensor:
         if self.batch is not None:
             return _pull(output, source, rows)
-        return pull_rows(output, [source], rows) if output.requires_grad else torch.zeros_like(rows)
+        return Pullback([output], [source]).rows(rows)
 
 
 def _pull(output: Tensor, source: Tensor, cotangent: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
-from bilevel._autodiff import filled, gradient, leaves_of_graph, pull_rows, uncompiled
+from bilevel._autodiff import Pullback, filled, gradient, leaves_of_graph, uncompiled
 from bilevel._checks import check_scalar
 from bilevel._guard import Guard
 from bilevel._tree import Layout, refuse_sparse
@@ -102,32 +102,25 @@ class KeptGraph(Products):
     def __init__(
         self, objective: Objective, phi: Sequence[Tensor], theta: Sequence[Tensor]
     ) -> None:
-        self._phi, self._theta = phi, tuple(theta)
+        self._phi = phi
         with torch.enable_grad():
             with uncompiled():
                 value = objective(phi, theta)
             found = gradient(value, theta, objective.name, create_graph=True)
             refuse_sparse(found, objective.name)
-            self._graph = objective.theta.join(filled(found, theta))
-        self.value, self.gradient = value.detach(), self._graph.detach()
+            whole = objective.theta.join([leaf.detach() for leaf in filled(found, theta)])
+        self.value, self.gradient = value.detach(), whole
         self.unused = tuple(i for i, leaf in enumerate(found) if leaf is None)
+        self._pullback = Pullback(filled(found, theta), theta)
 
     def rows(self, rows: Tensor) -> Tensor:
-        if not self._graph.requires_grad:
-            return torch.zeros_like(rows)
-        return pull_rows(self._graph, self._theta, rows)
+        return self._pullback.rows(rows)
 
     def rows_into(self, rows: Tensor, out: Tensor) -> Tensor:
-        if not self._graph.requires_grad:
-            return out.zero_()
-        return pull_rows(self._graph, self._theta, rows, out)
+        return self._pullback.rows(rows, out)
 
     def mixed(self, vector: Tensor) -> Sequence[Tensor | None]:
-        if not self._graph.requires_grad:
-            return [None] * len(self._phi)
-        return torch.autograd.grad(
-            self._graph, self._phi, vector, retain_graph=True, allow_unused=True
-        )
+        return self._pullback.of(vector, self._phi)
 
 
 class ForwardOverReverse(Products):
