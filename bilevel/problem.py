@@ -182,13 +182,15 @@ class ImplicitProblem:
         adjoint = solution.value.squeeze(0)
         mixed = inner.mixed(adjoint)
         check_depends(direct, mixed)
-        direct = filled(direct, point.phi)
-        implicit = [-leaf for leaf in filled(mixed, point.phi)]
-        gradient = [d + i for d, i in zip(direct, implicit, strict=True)]
+        mixed = filled(mixed, point.phi)
+        pairs = zip(direct, mixed, strict=True)
+        gradient = [-m if d is None else d - m for d, m in pairs]
         tree = point.phi_layout.tree(gradient)
         check_finite(tree, gradient, "the hypergradient in phi")
         if not return_info:
             return tree
+        direct = filled(direct, point.phi)
+        implicit = [-leaf for leaf in mixed]
         layouts = (point.phi_layout, point.theta_layout)
         return tree, hypergradient_info(
             *layouts, outer_value, direct, implicit, adjoint, inner.gradient, inner.name, solution

@@ -173,8 +173,8 @@ def dot(left: Tensor, right: Tensor) -> Tensor:
 
 
 def column(scalars: Tensor) -> Tensor:
-    """``[k]`` as ``[k, 1]``, to scale rows by."""
-    return scalars.unsqueeze(-1)
+    """``[k]`` as ``[k, 1]``, to scale rows by; a single one fits as it is."""
+    return scalars if scalars.shape[0] == 1 else scalars.unsqueeze(-1)
 
 
 def ratio(numerator: Tensor, denominator: Tensor) -> Tensor:
@@ -258,7 +258,8 @@ class Stepwise(Solver):
         if not records:
             flag = torch.where(carry.get("lost", nothing > 0), BREAKDOWN, OK)
             return Outcome(carry["x"], torch.zeros_like(flag), flag, nothing + math.inf)
-        stacked = [torch.stack(column) for column in zip(*records, strict=True)]
+        shape = (len(records), -1)
+        stacked = [torch.cat(column).view(shape) for column in zip(*records, strict=True)]
         return self.finish(carry, stacked, state, operator.symmetric)
 
 
