@@ -214,8 +214,8 @@ class Pullback:
         """Whether no output depends on any leaf."""
         return not self._moving
 
-    def rows(self, rows: Tensor, out: Tensor | None = None) -> Tensor:
-        """For every row of ``[k, m]``: ``[k, n]``, in ``out``.
+    def rows(self, rows: Tensor) -> Tensor:
+        """For every row of ``[k, m]``: ``[k, n]``.
 
         All rows go through the graph at once; one by one where something in it cannot be batched,
         such as a custom function that applies another, or a checkpoint that replays dropout.
@@ -225,7 +225,7 @@ class Pullback:
             return rows.new_zeros(count, sum(leaf.numel() for leaf in self._sources))
         if count == 1:
             found: Sequence[Tensor] = self._once(rows)
-            return torch.cat([leaf.reshape(1, -1) for leaf in found], dim=1, out=out)
+            return torch.cat([leaf.reshape(1, -1) for leaf in found], dim=1)
         try:
             batch = torch.autograd.grad(
                 *(self._moving, self._sources, self._pieces(rows, (count,))),
@@ -237,7 +237,7 @@ class Pullback:
             return torch.cat([self.rows(row) for row in rows.split(1)])
         pairs = zip(batch, self._sources, strict=True)
         found = [leaf.new_zeros(count, leaf.numel()) if one is None else one for one, leaf in pairs]
-        return torch.cat([leaf.reshape(count, -1) for leaf in found], dim=1, out=out)
+        return torch.cat([leaf.reshape(count, -1) for leaf in found], dim=1)
 
     def of(self, vector: Tensor, leaves: Sequence[Tensor]) -> Sequence[Tensor | None]:
         """``vector' d outputs / d leaves`` for other leaves, None where there is no way to one."""

@@ -82,8 +82,7 @@ def arrived(
     value = outcome.value if start is None else start.value + outcome.value
     remaining = outcome.residual
     if remaining is None:
-        memory = torch.empty_like(value)
-        remaining = torch.sub(system.rhs, operator.rows_into(value, memory), out=memory)
+        remaining = system.rhs - operator.rows(value)
     norm = torch.linalg.vector_norm(remaining, dim=1)
     return Progress(value, remaining, norm, outcome.flag, outcome.iterations)
 

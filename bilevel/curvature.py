@@ -37,9 +37,6 @@ class HessianOperator(LinearOperator):
 
     rows_transposed = rows
 
-    def rows_into(self, rows: Tensor, out: Tensor) -> Tensor:
-        return self._source.rows_into(rows, out)
-
 
 class JacobianOperator(LinearOperator):
     """The Jacobian of a vector field at a point, or of a batch of fields at a batch of points.
@@ -284,14 +281,12 @@ class _GaussNewtonOperator(LinearOperator):
             self._extra = KeptGraph(objective, [], theta)
 
     def rows(self, rows: Tensor) -> Tensor:
-        return self.rows_into(rows, rows.new_empty(rows.shape))
+        found = rows.new_empty(rows.shape)
+        for row, place in zip(rows, found, strict=True):
+            torch.cat([leaf.reshape(-1) for leaf in self._product(row)], out=place)
+        return found if self._extra is None else found.add_(self._extra.rows(rows))
 
     rows_transposed = rows
-
-    def rows_into(self, rows: Tensor, out: Tensor) -> Tensor:
-        for row, place in zip(rows, out, strict=True):
-            torch.cat([leaf.reshape(-1) for leaf in self._product(row)], out=place)
-        return out if self._extra is None else out.add_(self._extra.rows(rows))
 
     def _product(self, row: Tensor) -> Sequence[Tensor]:
         assert self.layout is not None

@@ -166,10 +166,6 @@ class _Counted(LinearOperator):
         self._count(rows)
         return self._base.rows(rows)
 
-    def rows_into(self, rows: Tensor, out: Tensor) -> Tensor:
-        self._count(rows)
-        return self._base.rows_into(rows, out)
-
     def rows_transposed(self, rows: Tensor) -> Tensor:
         self._count(rows)
         return self._base.rows_transposed(rows)

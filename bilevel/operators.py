@@ -71,13 +71,6 @@ class LinearOperator(abc.ABC):
     def rows_transposed(self, rows: Tensor) -> Tensor:
         """``A' v`` for every row v of ``[k, n]``."""
 
-    def rows_into(self, rows: Tensor, out: Tensor) -> Tensor:
-        """:meth:`rows`, in the memory of ``out`` where the operator can write there.
-
-        Saves a loop that is done with each product before the next from finding new memory.
-        """
-        return self.rows(rows)
-
     @property
     def shape(self) -> tuple[int, int]:
         """``(n, n)``."""
@@ -247,7 +240,7 @@ class _Scaled(LinearOperator):
 
 
 class Damped(LinearOperator):
-    """``A + damping * I``, in place on the product: one vector operation more than A.
+    """``A + damping * I``: one vector operation more than A.
 
     Args:
         base: A.
@@ -260,9 +253,6 @@ class Damped(LinearOperator):
 
     def rows(self, rows: Tensor) -> Tensor:
         return torch.add(self._base.rows(rows), rows, alpha=self._damping)
-
-    def rows_into(self, rows: Tensor, out: Tensor) -> Tensor:
-        return torch.add(self._base.rows_into(rows, out), rows, alpha=self._damping, out=out)
 
     def rows_transposed(self, rows: Tensor) -> Tensor:
         return torch.add(self._base.rows_transposed(rows), rows, alpha=self._damping)

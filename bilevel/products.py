@@ -82,10 +82,6 @@ class Products(abc.ABC):
     def rows(self, rows: Tensor) -> Tensor:
         """``H v`` for every row v of ``[k, n]``."""
 
-    def rows_into(self, rows: Tensor, out: Tensor) -> Tensor:
-        """:meth:`rows`, in the memory of ``out`` where that spares new memory."""
-        return self.rows(rows)
-
     @abc.abstractmethod
     def mixed(self, vector: Tensor) -> Sequence[Tensor | None]:
         """``(d_phi d_theta inner)' v`` for v ``[n]``, as leaves like phi.
@@ -115,9 +111,6 @@ class KeptGraph(Products):
 
     def rows(self, rows: Tensor) -> Tensor:
         return self._pullback.rows(rows)
-
-    def rows_into(self, rows: Tensor, out: Tensor) -> Tensor:
-        return self._pullback.rows(rows, out)
 
     def mixed(self, vector: Tensor) -> Sequence[Tensor | None]:
         return self._pullback.of(vector, self._phi)
@@ -273,9 +266,6 @@ class Automatic(Products):
 
     def rows(self, rows: Tensor) -> Tensor:
         return self._retrying(lambda: self._products.rows(rows))
-
-    def rows_into(self, rows: Tensor, out: Tensor) -> Tensor:
-        return self._retrying(lambda: self._products.rows_into(rows, out))
 
     def mixed(self, vector: Tensor) -> Sequence[Tensor | None]:
         return self._retrying(lambda: self._products.mixed(vector))

@@ -78,7 +78,6 @@ class CG(Stepwise, Iterative):
             "x": torch.zeros_like(rhs),
             "r": r,
             "p": z.clone(),
-            "ap": torch.empty_like(rhs),
             "rz": rz,
             "floor": floor,
             "zero": torch.zeros_like(rz),
@@ -100,7 +99,7 @@ class CG(Stepwise, Iterative):
         """The first half of a step: x and r move along p."""
         x, r, p, active = (carry[name] for name in ("x", "r", "p", "active"))
         zero = carry["zero"]  # a tensor: to wrap a number costs more than the operation
-        ap = operator.rows_into(p, carry["ap"])
+        ap = operator.rows(p)
         pap = dot(p, ap)
         square = dot(p, p)
         record = (pap, square, active)
@@ -111,7 +110,7 @@ class CG(Stepwise, Iterative):
         length = column(alpha)
         x.addcmul_(length, p)
         r.addcmul_(length, ap, value=-1.0)
-        return {**carry, "ap": ap, "largest": largest, "active": active}, (*record, alpha)
+        return {**carry, "largest": largest, "active": active}, (*record, alpha)
 
     def turned(self, carry: Carry, z: Tensor) -> tuple[Carry, Tensor]:
         """The second half: p turns to the preconditioned residual z."""

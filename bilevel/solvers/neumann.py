@@ -113,7 +113,6 @@ class Neumann(Stepwise):
         return {
             "x": torch.zeros_like(rhs),
             "power": power,
-            "product": torch.empty_like(rhs),
             "square": square,
             "zero": torch.zeros_like(target),
             "start": square,
@@ -127,7 +126,7 @@ class Neumann(Stepwise):
         self, operator: LinearOperator, carry: Carry, state: State
     ) -> tuple[Carry, tuple[Tensor, ...]]:
         total, power, active = carry["x"], carry["power"], carry["active"]
-        product = operator.rows_into(power, carry["product"])
+        product = operator.rows(power)
         record = (_wide_dot(power, product), carry["square"], active)
         # A row that has arrived, or is lost, no longer moves and so stays where it is.
         move = column(torch.where(active, carry["step"], carry["zero"]))
@@ -135,7 +134,7 @@ class Neumann(Stepwise):
         power.addcmul_(product, move, value=-1.0)
         square = _wide_dot(power, power)
         active = (square > carry["floor"]) & (square < carry["ceiling"])
-        return {**carry, "product": product, "square": square, "active": active}, record
+        return {**carry, "square": square, "active": active}, record
 
     def finish(
         self, carry: Carry, records: Sequence[Tensor], state: State, symmetric: bool

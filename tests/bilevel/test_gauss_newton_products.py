@@ -133,19 +133,6 @@ def test_a_leaf_that_the_model_does_not_use_has_no_curvature() -> None:
     assert_near(found, jacobian.T @ jacobian + 0.5 * torch.eye(7, dtype=F64))
 
 
-@pytest.mark.parametrize("regularizer", [None, _penalty])
-def test_a_product_is_made_in_the_memory_it_is_given(regularizer: Any) -> None:
-    split = bilevel.GaussNewton(_model, _loss, regularizer)
-    problem = bilevel.ImplicitProblem(outer, _whole, curvature=split, damping=0.5)
-    operator = problem.operator(PHI, THETA)
-    rows = normal(2, operator.size, seed=22)
-    before, memory = rows.clone(), torch.full_like(rows, torch.nan)
-    found = operator.rows_into(rows, memory)
-    assert found.data_ptr() == memory.data_ptr()
-    assert torch.equal(rows, before)
-    assert_near(found, operator.rows(rows))
-
-
 @pytest.mark.parametrize("cube", [OnceDifferentiable, OutsideAutograd])
 @pytest.mark.parametrize("where", ["model", "loss", "regularizer"])
 def test_a_split_that_is_not_differentiable_twice_is_named(cube: Any, where: str) -> None:
