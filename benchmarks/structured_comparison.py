@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from _comparison_picture import draw
 from _pages import fill
 
 from structured._atomic import write_json
@@ -30,6 +31,7 @@ from structured.evaluation import COLUMNS, JOINT
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 PAGE = HERE.parent / "docs" / "structured" / "comparison.md"
+PICTURE = HERE.parent / "docs" / "assets" / "comparison.svg"
 
 # Sizes and settings are those of `structured.presets`, the same for all methods of a set.
 SMALL = "--trials 6 --seeds 5"
@@ -277,8 +279,9 @@ def _cell(score: Mapping[str, float], best: float) -> str:
 
 
 def page() -> None:
-    """Put the tables between their marks in the page."""
+    """Put the tables between their marks in the page, and draw its picture."""
     found = results()
+    draw({SETS[name].title: comparison for name, comparison in found.items()}, JOINT, PICTURE)
     tables = {
         "joint": matrix(found, JOINT),
         "tuned": matrix(found, "tuned threshold"),
