@@ -1,6 +1,9 @@
 """Implicit differentiation and bilevel optimization in PyTorch."""
 
+from bilevel._verdict import GradientCheck
+from bilevel.check import check_gradient
 from bilevel.curvature import GaussNewton, hessian, jacobian
+from bilevel.custom import custom_argmin, custom_fixed_point, custom_root
 from bilevel.errors import (
     BilevelError,
     CompileWarning,
@@ -14,6 +17,7 @@ from bilevel.errors import (
 )
 from bilevel.hypergradient import implicit_grad
 from bilevel.implicit import argmin, fixed_point, root
+from bilevel.implicit_linear import linear_solve
 from bilevel.interop import from_scipy
 from bilevel.linear import solve
 from bilevel.matrices import Diagonal, FunctionOperator, Identity, Matrix
@@ -56,6 +60,7 @@ __all__ = [
     "Exact",
     "FunctionOperator",
     "GaussNewton",
+    "GradientCheck",
     "HypergradientInfo",
     "Identity",
     "ImplicitProblem",
@@ -77,11 +82,16 @@ __all__ = [
     "Stats",
     "TransformError",
     "argmin",
+    "check_gradient",
+    "custom_argmin",
+    "custom_fixed_point",
+    "custom_root",
     "fixed_point",
     "from_scipy",
     "hessian",
     "implicit_grad",
     "jacobian",
+    "linear_solve",
     "root",
     "solve",
 ]

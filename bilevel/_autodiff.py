@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -164,6 +165,11 @@ def fresh(leaves: Sequence[Tensor]) -> list[Tensor]:
     ]
 
 
+def copied(leaves: Sequence[Tensor]) -> list[Tensor]:
+    """The same values as new leaves with memory of their own, for what outlives the call."""
+    return [leaf.detach().clone().requires_grad_() for leaf in leaves]
+
+
 def filled(found: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor]:
     """Zeros in place of the gradients that are None."""
     pairs = zip(found, like, strict=True)
@@ -194,20 +200,25 @@ def _nodes(value: Tensor) -> set[Any]:
 class Pullback:
     """``row' d outputs / d sources``, flat, for rows as long as all outputs together.
 
-    The graph is kept. A row of a loop is a vector in one place in memory that is written anew in
-    every step; it is taken apart into one view for each output once, not in every product.
+    The graph is kept. A loop that writes its vector anew in every step hands over the same tensor,
+    in the same place in memory: that is taken apart into a view for each output once.
 
     Args:
         outputs: what has been computed; those that require no grad count as constants.
         sources: leaves it was computed from.
+        traced: whether products are being traced, when addresses say nothing.
     """
 
-    def __init__(self, outputs: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    def __init__(
+        self, outputs: Sequence[Tensor], sources: Sequence[Tensor], *, traced: bool = False
+    ) -> None:
+        self._traced = traced
         self._sources = tuple(sources)
         self._moving = tuple(output for output in outputs if output.requires_grad)
         self._sizes = [output.numel() for output in outputs]
         self._chosen = [(i, one.shape) for i, one in enumerate(outputs) if one.requires_grad]
-        self._last: tuple[Tensor | None, tuple[Tensor, ...]] = (None, ())
+        self._last: tuple[Callable[[], Tensor | None], int, list[tuple[Tensor, ...]]]
+        self._last = (lambda: None, 0, [])
 
     @property
     def constant(self) -> bool:
@@ -253,15 +264,26 @@ class Pullback:
 
         They are made anew in every call, and in a small network take a sixth of a product's time.
         """
-        known, pieces = self._last
-        if known is not row:
-            pieces = self._pieces(row, ())
-            if row.is_contiguous():  # or else pieces may be copies
-                self._last = (row, pieces)
         found = _engine_run_backward(
-            self._moving, pieces, True, False, self._sources, True, accumulate_grad=False
+            self._moving, self._views(row), True, False, self._sources, True, accumulate_grad=False
         )
         return filled(found, self._sources)
+
+    def _views(self, row: Tensor) -> tuple[Tensor, ...]:
+        """The pieces of a row, those of the last time where it is the same one in the same place.
+
+        They hold on to neither the row nor what it was computed from.
+        """
+        plain = type(row) is Tensor and row.is_contiguous()  # or else pieces may be copies
+        if self._traced or not plain or _transforms.active():
+            return self._pieces(row, ())
+        last, place, kept = self._last
+        if last() is row and place == row.data_ptr():
+            return kept[0]
+        pieces = self._pieces(row.detach(), ())
+        kept = [pieces]
+        self._last = (weakref.ref(row, lambda _: kept.clear()), row.data_ptr(), kept)
+        return pieces
 
     def _pieces(self, rows: Tensor, count: tuple[int, ...]) -> tuple[Tensor, ...]:
         """Rows in the shapes of the outputs that move."""

@@ -181,7 +181,7 @@ class Functions:
             value = outer(phi, theta)
         found = torch.autograd.grad(value, [*phi, *theta], allow_unused=True)
         slope = call.theta_layout.join(filled(found[len(phi) :], theta))
-        kept = KeptGraph(inner, phi, theta)
+        kept = KeptGraph(inner, phi, theta, traced=True)
         direct = filled(found[: len(phi)], phi)
         return First(value.detach(), kept.value, kept.gradient, slope, direct), kept
 

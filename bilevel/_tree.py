@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -50,8 +51,10 @@ class Layout:
 
     def split(self, vector: Tensor) -> list[Tensor]:
         """A flat vector ``[n]`` to leaves, as views of it."""
-        pieces = vector.split(self.sizes)
-        return [piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True)]
+        # One by one: views that come from one call cannot be written to in a graph.
+        starts = accumulate(self.sizes, initial=0)
+        parts = zip(starts, self.sizes, self.shapes, strict=False)
+        return [vector.narrow(0, at, size).view(shape) for at, size, shape in parts]
 
     def tree(self, leaves: Sequence[Any]) -> Tree:
         """Leaves to the user's tree."""

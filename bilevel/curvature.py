@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bilevel import _transforms
-from bilevel._autodiff import Pullback, filled, fresh, gradient, pulled_back, uncompiled
+from bilevel._autodiff import Pullback, copied, filled, gradient, pulled_back, uncompiled
 from bilevel._checks import check_args, check_scalar
 from bilevel._guard import Guard
 from bilevel._tree import Layout, Tree, flatten
@@ -25,20 +26,69 @@ from bilevel.products import (
 )
 
 
-class HessianOperator(LinearOperator):
+class _ByGraph(LinearOperator):
+    """An operator whose products are made of graphs kept from a point.
+
+    A pullback by itself has no derivative in what is pulled back. These products have: they are
+    linear, so that the derivative along the operand is another product.
+    """
+
+    @abc.abstractmethod
+    def product(self, rows: Tensor) -> Tensor:
+        """``A v`` for every row v of ``[k, n]``, without a derivative."""
+
+    def product_transposed(self, rows: Tensor) -> Tensor:
+        """``A' v``, the same."""
+        return self.product(rows)
+
+    def rows(self, rows: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and rows.requires_grad:
+            return _Multiply.apply(self, False, rows)
+        return self.product(rows)
+
+    def rows_transposed(self, rows: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and rows.requires_grad:
+            return _Multiply.apply(self, True, rows)
+        return self.product_transposed(rows)
+
+
+class _Multiply(torch.autograd.Function):
+    """A product of rows, differentiable in them to any order."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(operator: _ByGraph, transposed: bool, rows: Tensor) -> Tensor:
+        return operator.product_transposed(rows) if transposed else operator.product(rows)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.operator, ctx.transposed, _ = inputs
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
+        operator = ctx.operator
+        back = operator.rows if ctx.transposed else operator.rows_transposed
+        return None, None, back(gradient)
+
+    @staticmethod
+    def jvp(ctx: Any, _operator: None, _transposed: None, tangent: Tensor) -> Tensor:
+        operator = ctx.operator
+        return (operator.rows_transposed if ctx.transposed else operator.rows)(tangent)
+
+
+class HessianOperator(_ByGraph):
     """The Hessian behind ready-made :class:`bilevel.products.Products`."""
 
     def __init__(self, source: Products, layout: Layout) -> None:
         super().__init__(layout.size, layout.dtype, layout.device, symmetric=True, layout=layout)
         self._source = source
 
-    def rows(self, rows: Tensor) -> Tensor:
+    def product(self, rows: Tensor) -> Tensor:
         return self._source.rows(rows)
 
-    rows_transposed = rows
 
-
-class JacobianOperator(LinearOperator):
+class JacobianOperator(_ByGraph):
     """The Jacobian of a vector field at a point, or of a batch of fields at a batch of points.
 
     The field's graph is built once. A transposed product is one backward through it; a product
@@ -69,9 +119,9 @@ class JacobianOperator(LinearOperator):
             self._graph = field(self._x)
         self._adjoint: tuple[Tensor, Tensor] | None = None
 
-    def rows(self, rows: Tensor) -> Tensor:
+    def product(self, rows: Tensor) -> Tensor:
         if self.symmetric:
-            return self.rows_transposed(rows)
+            return self.product_transposed(rows)
         if not self._graph.requires_grad:
             return torch.zeros_like(rows)
         if self._adjoint is None:
@@ -82,7 +132,7 @@ class JacobianOperator(LinearOperator):
                 self._adjoint = (filled(found, [self._x])[0], cotangent)
         return self._through(*self._adjoint, rows)
 
-    def rows_transposed(self, rows: Tensor) -> Tensor:
+    def product_transposed(self, rows: Tensor) -> Tensor:
         return self._through(self._graph, self._x, rows)
 
     def to_dense(self) -> Tensor:
@@ -140,7 +190,7 @@ def hessian(
         guard,
     )
     with torch.inference_mode(False):
-        point = fresh(leaves)
+        point = copied(leaves)
         return HessianOperator(products(hvp, wrapped, [], point), layout)
 
 
@@ -179,7 +229,7 @@ def jacobian(
         return layout.join(layout.matching_leaves(value, "what function returned", "x"))
 
     with torch.inference_mode(False):
-        point = layout.join(fresh(leaves))
+        point = layout.join(copied(leaves))
         return JacobianOperator(field, point, symmetric=symmetric, layout=layout)
 
 
@@ -229,7 +279,7 @@ class GaussNewton:
         return _GaussNewtonOperator(self, phi, theta, layout, args, guard)
 
 
-class _GaussNewtonOperator(LinearOperator):
+class _GaussNewtonOperator(_ByGraph):
     def __init__(
         self,
         split: GaussNewton,
@@ -280,13 +330,11 @@ class _GaussNewtonOperator(LinearOperator):
             )
             self._extra = KeptGraph(objective, [], theta)
 
-    def rows(self, rows: Tensor) -> Tensor:
+    def product(self, rows: Tensor) -> Tensor:
         found = rows.new_empty(rows.shape)
         for row, place in zip(rows, found, strict=True):
             torch.cat([leaf.reshape(-1) for leaf in self._product(row)], out=place)
         return found if self._extra is None else found.add_(self._extra.rows(rows))
-
-    rows_transposed = rows
 
     def _product(self, row: Tensor) -> Sequence[Tensor]:
         assert self.layout is not None

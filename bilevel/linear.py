@@ -63,7 +63,7 @@ def solve(
     Args:
         operator: A, n x n.
         b: a vector ``[n]``, columns ``[n, k]`` solved together, each with its own convergence, or
-            a tree of the operator's layout.
+            a tree of the operator's layout; ``[B, n]`` for a batch of B matrices.
         solver: default :class:`bilevel.Auto`.
         initial: a first guess shaped like b. One that is worse than zero is not used.
         state: ``Solution.state`` of an earlier solve by the same solver, to reuse its
@@ -72,7 +72,9 @@ def solve(
             ``"raise"`` raises, ``"ignore"`` returns in silence.
 
     Returns:
-        The value, the result, the figures and the state.
+        The value, the result, the figures and the state. It is not differentiated, neither in b,
+        which is refused if it requires grad, nor in what the operator was made from:
+        :func:`bilevel.linear_solve` is.
 
     Raises:
         InputError: shapes, dtypes or devices disagree; the solver does not fit the operator.

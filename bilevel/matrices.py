@@ -15,7 +15,7 @@ class Matrix(LinearOperator):
     """A dense matrix as an operator.
 
     Args:
-        matrix: ``[n, n]``, or ``[B, n, n]`` for one matrix per row.
+        matrix: ``[n, n]``, or ``[B, n, n]`` for a batch, which multiplies and solves ``[B, n]``.
         symmetric: None (default) compares the matrix with its transpose, to rounding.
 
     Raises:
@@ -76,12 +76,12 @@ class Identity(Diagonal):
 
     Args:
         size: n.
-        dtype: default float32.
+        dtype: default ``torch.get_default_dtype()``.
         device: default CPU.
     """
 
     def __init__(
-        self, size: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+        self, size: int, dtype: torch.dtype | None = None, device: torch.device | str = "cpu"
     ) -> None:
         if size < 0:
             raise InputError(f"size must be at least 0, found {size}.")
@@ -96,7 +96,7 @@ class FunctionOperator(LinearOperator):
         size: n.
         transposed: the product with A', if A is not symmetric and A' is needed.
         symmetric: whether A equals A' (default False: nothing is assumed).
-        dtype: default float32.
+        dtype: default ``torch.get_default_dtype()``.
         device: default CPU.
 
     Raises:
@@ -115,9 +115,10 @@ class FunctionOperator(LinearOperator):
         *,
         transposed: Callable[[Tensor], Tensor] | None = None,
         symmetric: bool = False,
-        dtype: torch.dtype = torch.float32,
+        dtype: torch.dtype | None = None,
         device: torch.device | str = "cpu",
     ) -> None:
+        dtype = torch.get_default_dtype() if dtype is None else dtype
         super().__init__(size, dtype, device, symmetric=symmetric)
         self._matvec = matvec
         self._transposed = matvec if symmetric else transposed

@@ -82,13 +82,11 @@ class LinearOperator(abc.ABC):
         return self if self.symmetric else _Transposed(self)
 
     def __matmul__(self, other: Any) -> Any:
-        """``A @ v`` for a vector ``[n]``, columns ``[n, k]``, or a tree of its layout."""
+        """``A @ v`` for a vector ``[n]``, columns ``[n, k]``, or a tree of its layout.
+
+        A batch of B matrices takes ``[B, n]``, a vector for each.
+        """
         rows, back = as_rows(self, other, "the operand")
-        if self.batch is not None and rows.shape[0] != self.batch:
-            raise InputError(
-                f"the operand has {rows.shape[0]} column(s); a batch of {self.batch} matrices "
-                "takes one each."
-            )
         return back(self.rows(rows))
 
     def __add__(self, other: LinearOperator) -> LinearOperator:
@@ -281,17 +279,22 @@ def as_rows(
 ) -> tuple[Tensor, Callable[[Tensor], Tree]]:
     """A vector, columns or a tree as rows ``[k, n]``, and the way back.
 
+    Vectors of a batch of operators are rows as they come.
+
     Raises:
         InputError: it fits the operator in none of these forms.
     """
     n = operator.size
-    if isinstance(value, Tensor) and value.ndim in (1, 2) and value.shape[0] == n:
-        found = (value.dtype, value.device)
-        if found != (operator.dtype, operator.device):
+    if operator.batch is not None:
+        if not isinstance(value, Tensor) or value.shape != (operator.batch, n):
             raise InputError(
-                f"{argument} is {found[0]} on {found[1]}; the operator is {operator.dtype} on "
-                f"{operator.device}."
+                f"{argument} is {described(value)}; wanted [{operator.batch}, {n}], a vector for "
+                f"each of the {operator.batch} matrices."
             )
+        _check_kind(operator, value, argument)
+        return value.contiguous(), lambda rows: rows
+    if isinstance(value, Tensor) and value.ndim in (1, 2) and value.shape[0] == n:
+        _check_kind(operator, value, argument)
         if value.ndim == 1:
             return value.unsqueeze(0), lambda rows: rows.squeeze(0)
         return value.T.contiguous(), lambda rows: rows.T.contiguous()
@@ -303,6 +306,15 @@ def as_rows(
     layout = operator.layout
     leaves = layout.matching_leaves(value, argument, "what the operator acts on")
     return layout.join(leaves).unsqueeze(0), lambda rows: layout.unflatten(rows.squeeze(0))
+
+
+def _check_kind(operator: LinearOperator, value: Tensor, argument: str) -> None:
+    found = (value.dtype, value.device)
+    if found != (operator.dtype, operator.device):
+        raise InputError(
+            f"{argument} is {found[0]} on {found[1]}; the operator is {operator.dtype} on "
+            f"{operator.device}."
+        )
 
 
 def finite(products: Tensor) -> Tensor:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
 
 from bilevel import _transforms
-from bilevel._autodiff import filled, uncompiled
+from bilevel._autodiff import copied, filled, uncompiled
 from bilevel._checks import check_args, check_function, check_scalar, refuse_unused
 from bilevel._closures import refuse_tangents
 from bilevel._guard import Guard
@@ -221,10 +221,14 @@ class ImplicitProblem:
         )
 
     def operator(self, phi: Tree, theta: Tree, *, inner_args: Sequence[Any] = ()) -> LinearOperator:
-        """The curvature that would be inverted at a point, damping included, as an operator."""
+        """The curvature that would be inverted at a point, damping included, as an operator.
+
+        It stays that of this point when phi or theta are written to afterwards.
+        """
         _transforms.refuse_inside("operator()")
         with torch.inference_mode(False):
             point = self._point(phi, theta, (), inner_args)
+            point = replace(point, phi=copied(point.phi), theta=copied(point.theta))
             return self._operator(point.products(), point)
 
     def stationarity(self, phi: Tree, theta: Tree, *, inner_args: Sequence[Any] = ()) -> float:

@@ -96,7 +96,12 @@ class KeptGraph(Products):
     name = "reverse"
 
     def __init__(
-        self, objective: Objective, phi: Sequence[Tensor], theta: Sequence[Tensor]
+        self,
+        objective: Objective,
+        phi: Sequence[Tensor],
+        theta: Sequence[Tensor],
+        *,
+        traced: bool = False,
     ) -> None:
         self._phi = phi
         with torch.enable_grad():
@@ -107,7 +112,7 @@ class KeptGraph(Products):
             whole = objective.theta.join([leaf.detach() for leaf in filled(found, theta)])
         self.value, self.gradient = value.detach(), whole
         self.unused = tuple(i for i, leaf in enumerate(found) if leaf is None)
-        self._pullback = Pullback(filled(found, theta), theta)
+        self._pullback = Pullback(filled(found, theta), theta, traced=traced)
 
     def rows(self, rows: Tensor) -> Tensor:
         return self._pullback.rows(rows)
@@ -129,7 +134,9 @@ class ForwardOverReverse(Products):
         self, objective: Objective, phi: Sequence[Tensor], theta: Sequence[Tensor]
     ) -> None:
         self._objective = objective
-        self._phi, self._theta = _detached(phi), _detached(theta)
+        # Forward derivatives write into what they are given: no two entries may share memory.
+        self._phi = [leaf.contiguous() for leaf in _detached(phi)]
+        self._theta = [leaf.contiguous() for leaf in _detached(theta)]
         self.value, self.gradient, self.unused, self._used = _first_order(objective, phi, theta)
 
     def rows(self, rows: Tensor) -> Tensor:

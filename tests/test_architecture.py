@@ -22,6 +22,7 @@ LAYERS = (
         "_tree",
         "_guard",
         "_transforms",
+        "_unrecorded",
         "_autodiff",
         "_checks",
         "_closures",
@@ -38,6 +39,7 @@ LAYERS = (
     ("products",),
     ("curvature", "_point"),
     ("report",),
+    ("_probe", "_verdict"),
     ("_named",),
     ("_contents",),
     ("_fingerprint", "_graphs"),
@@ -46,9 +48,10 @@ LAYERS = (
     ("_compiled",),
     ("_implicit_function",),
     ("implicit", "refine"),
+    ("custom", "implicit_linear"),
     ("problem",),
-    ("hypergradient",),
-    ("optimizer",),
+    ("hypergradient", "_differences"),
+    ("optimizer", "check"),
     ("__init__",),
 )
 

@@ -139,12 +139,11 @@ def test_operators_of_trees_take_and_return_trees() -> None:
 BATCH = torch.stack([spd(4, seed) + normal(4, 4, seed=seed) for seed in range(3)])
 
 
-def test_a_batch_of_matrices_is_a_matrix_for_each_column() -> None:
+def test_a_batch_of_matrices_multiplies_a_vector_each() -> None:
     A = bilevel.Matrix(BATCH)
-    columns = normal(4, 3, seed=5)
-    wanted = torch.einsum("bij,jb->ib", BATCH, columns)
-    torch.testing.assert_close(A @ columns, wanted)
-    torch.testing.assert_close(A.T @ columns, torch.einsum("bji,jb->ib", BATCH, columns))
+    vectors = normal(3, 4, seed=5)
+    torch.testing.assert_close(A @ vectors, torch.einsum("bij,bj->bi", BATCH, vectors))
+    torch.testing.assert_close(A.T @ vectors, torch.einsum("bji,bj->bi", BATCH, vectors))
     torch.testing.assert_close(A.to_dense(), BATCH)
     torch.testing.assert_close(A.T.to_dense(), BATCH.mT)
     torch.testing.assert_close(A.diagonal(), BATCH.diagonal(dim1=1, dim2=2))
@@ -152,9 +151,9 @@ def test_a_batch_of_matrices_is_a_matrix_for_each_column() -> None:
     torch.testing.assert_close(doubled.to_dense(), BATCH + 2 * torch.eye(4, dtype=F64))
 
 
-@pytest.mark.parametrize("operand", [normal(4, seed=1), normal(4, 2, seed=1)])
-def test_a_batch_of_matrices_refuses_another_number_of_columns(operand: Tensor) -> None:
-    with pytest.raises(bilevel.InputError, match="a batch of 3 matrices takes one each"):
+@pytest.mark.parametrize("operand", [normal(4, seed=1), normal(2, 4, seed=1), normal(4, 3, seed=1)])
+def test_a_batch_of_matrices_refuses_another_number_of_vectors(operand: Tensor) -> None:
+    with pytest.raises(bilevel.InputError, match=r"wanted \[3, 4\], a vector for each of the 3"):
         _ = bilevel.Matrix(BATCH) @ operand
 
 

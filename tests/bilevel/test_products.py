@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -247,3 +248,104 @@ def test_an_inner_objective_whose_gradient_is_sparse_is_refused_by_name() -> Non
     solution = bilevel.argmin(inner, phi, theta)
     with pytest.raises(bilevel.InputError, match="inner has a sparse gradient"):
         torch.autograd.grad(solution.sum(), phi)
+
+
+def test_a_vector_that_was_given_other_memory_is_multiplied_anew() -> None:
+    A = normal(6, 6, seed=3)
+    A = A @ A.T
+    operator = bilevel.hessian(lambda t: t @ A @ t / 2 + (t**4).sum(), normal(6, seed=4))
+    wanted = operator.to_dense()
+    buffer = normal(12, seed=5)
+    changes: list[Callable[[Tensor], Any]] = [
+        lambda row: setattr(row, "data", normal(1, 6, seed=6)),
+        lambda row: row.set_(normal(1, 6, seed=7)),
+        lambda row: row.as_strided_((1, 6), (6, 1), 6),
+        lambda row: row.mul_(2.0),
+        lambda row: row.data.add_(1.0),
+    ]
+    for change in changes:
+        row = buffer.clone()[:6].view(1, 6)
+        operator.rows(row)
+        change(row)
+        assert_near(operator.rows(row), row @ wanted)
+
+
+def test_an_operator_holds_neither_its_last_operand_nor_what_that_came_from() -> None:
+    operator = bilevel.hessian(lambda t: (t**4).sum(), normal(6, seed=4))
+    source = normal(6, seed=5).requires_grad_()
+    for make in (source.sin, lambda: source.sin().detach()):
+        row = make().view(1, 6)
+        kept = weakref.ref(row)
+        operator.rows(row)
+        del row
+        assert kept() is None
+
+
+@pytest.mark.parametrize("kind", ["hessian", "symmetric jacobian", "jacobian", "transposed", "gn"])
+def test_a_product_is_differentiated_along_its_operand(kind: str) -> None:
+    A, x = normal(4, 4, seed=1), normal(4, seed=2)
+    symmetric = A + A.T
+    if kind == "hessian":
+        operator = bilevel.hessian(lambda t: t @ symmetric @ t / 2 + (t**4).sum(), x)
+    elif kind == "gn":
+        split = bilevel.GaussNewton(lambda p, t: (A @ t).sin(), lambda p, z: (z**2).sum())
+        problem = bilevel.ImplicitProblem(
+            lambda p, t: p.sum(), lambda p, t: (p * t).sum(), curvature=split, damping=0.1
+        )
+        operator = problem.operator(normal(4, seed=5), x)
+    else:
+        matrix = A if kind in ("jacobian", "transposed") else symmetric
+        operator = bilevel.jacobian(lambda t: matrix @ t, x, symmetric="symmetric" in kind)
+    if kind == "transposed":
+        operator = operator.T
+    matrix, v = operator.to_dense(), normal(4, seed=3).requires_grad_()
+    composed = operator + 0.5 * operator  # also through what is made of it
+
+    def form(w: Tensor) -> Tensor:
+        return (composed @ w) @ w
+
+    wanted = 1.5 * (matrix + matrix.T)
+    (slope,) = torch.autograd.grad(form(v), v, create_graph=True)
+    assert_near(slope, wanted @ v)
+    assert_near(torch.autograd.grad(slope.sum(), v)[0], wanted.sum(0))
+    assert_near(torch.func.grad(form)(v.detach()), wanted @ v)
+    assert_near(torch.func.hessian(form)(v.detach()), wanted)
+    batch = normal(3, 4, seed=6)
+    assert_near(torch.func.vmap(torch.func.grad(form))(batch), batch @ wanted)
+
+
+@pytest.mark.parametrize("leaves", [1, 2])
+@pytest.mark.parametrize("hvp", ["reverse", "forward_over_reverse", "finite_difference"])
+def test_an_operator_stays_that_of_the_point_it_was_made_at(hvp: HVP, leaves: int) -> None:
+    phi = torch.tensor(2.0, dtype=F64)
+    theta = [normal(3, seed=seed) for seed in range(leaves)]
+
+    def cubes(p: Tensor, t: list[Tensor]) -> Tensor:
+        return sum(((p * leaf**4).sum() for leaf in t), start=torch.zeros((), dtype=F64))
+
+    problem = bilevel.ImplicitProblem(lambda p, t: t[0].sum(), cubes, hvp=hvp)
+    made = {
+        "hessian": lambda: bilevel.hessian(lambda t: cubes(phi.clone(), t), theta, hvp=hvp),
+        "jacobian": lambda: bilevel.jacobian(lambda t: [leaf**3 for leaf in t], theta),
+        "operator": lambda: problem.operator(phi, theta),
+    }
+    for name, make in made.items():
+        operator, wanted = make(), make().to_dense()
+        before = [leaf.clone() for leaf in (phi, *theta)]
+        for leaf in (phi, *theta) if name == "operator" else theta:
+            leaf.mul_(3.0)
+        assert_near(operator.to_dense(), wanted)
+        for leaf, old in zip((phi, *theta), before, strict=True):
+            leaf.copy_(old)
+
+
+@every_mode
+def test_leaves_whose_entries_share_memory_are_differentiated(hvp: HVP) -> None:
+    theta = torch.ones(1, dtype=F64).expand(3)
+    found = bilevel.implicit_grad(
+        lambda p, t: (t**2).sum(), lambda p, t: ((t - p) ** 2).sum(), PHI_ONES, theta, hvp=hvp
+    )
+    assert_near(found, torch.full((3,), 2.0, dtype=F64))
+
+
+PHI_ONES = torch.ones(3, dtype=F64)

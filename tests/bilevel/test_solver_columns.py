@@ -59,16 +59,16 @@ def test_one_column_that_fails_leaves_the_others_solved() -> None:
 @pytest.mark.parametrize("name", sorted(set(ALL) - {"Nystrom", "CG Nystrom"}))
 def test_a_batch_of_matrices_takes_one_right_hand_side_each(name: str) -> None:
     matrices = torch.stack([spd(8, seed) for seed in range(5)])
-    b = normal(8, 5, seed=9)
+    b = normal(5, 8, seed=9)
     solution = bilevel.solve(bilevel.Matrix(matrices), b, ALL[name])
-    wanted = torch.linalg.solve(matrices, b.T.unsqueeze(-1)).squeeze(-1).T
+    wanted = torch.linalg.solve(matrices, b.unsqueeze(-1)).squeeze(-1)
     assert error(solution.value, wanted) < 1e-11
 
 
 def test_a_batch_of_matrices_that_are_not_symmetric_is_solved() -> None:
     matrices = torch.stack([spd(8, s) + normal(8, 8, seed=s) / 3 for s in range(5)])
-    b = normal(8, 5, seed=9)
-    wanted = torch.linalg.solve(matrices, b.T.unsqueeze(-1)).squeeze(-1).T
+    b = normal(5, 8, seed=9)
+    wanted = torch.linalg.solve(matrices, b.unsqueeze(-1)).squeeze(-1)
     for name in ("Exact", "GMRES", "GMRES restarted", "BiCGStab", "Auto"):
         found = bilevel.solve(bilevel.Matrix(matrices), b, ALL[name]).value
         assert error(found, wanted) < 1e-11
@@ -78,13 +78,20 @@ def test_a_batch_of_matrices_that_are_not_symmetric_is_solved() -> None:
 def test_a_low_rank_picture_refuses_a_batch(solver: bilevel.Solver) -> None:
     A = bilevel.Matrix(torch.eye(3, dtype=F64).expand(2, 3, 3))
     with pytest.raises(bilevel.InputError, match="one matrix at a time"):
-        bilevel.solve(A, torch.ones(3, 2, dtype=F64), solver)
+        bilevel.solve(A, torch.ones(2, 3, dtype=F64), solver)
 
 
 def test_a_batch_refuses_another_number_of_right_hand_sides() -> None:
     A = bilevel.Matrix(torch.eye(3, dtype=F64).expand(2, 3, 3))
-    with pytest.raises(bilevel.InputError, match="1 right-hand sides for a batch of 2"):
-        bilevel.solve(A, torch.ones(3, dtype=F64))
+    for wrong in (torch.ones(3, dtype=F64), torch.ones(3, 2, dtype=F64)):
+        with pytest.raises(bilevel.InputError, match=r"b is .* wanted \[2, 3\], a vector for each"):
+            bilevel.solve(A, wrong)
+
+
+def test_a_batch_of_as_many_matrices_as_unknowns_is_not_read_transposed() -> None:
+    matrices, b = torch.stack([spd(4, seed) for seed in range(4)]), normal(4, 4, seed=1)
+    found = bilevel.solve(bilevel.Matrix(matrices), b).value
+    assert error(found, torch.linalg.solve(matrices, b.unsqueeze(-1)).squeeze(-1)) < 1e-11
 
 
 def test_no_columns_and_no_rows_are_solved_by_nothing() -> None:
