@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bilevel._probe import Probe
 from bilevel._tree import Tree, check_finite
-from bilevel.errors import ConvergenceWarning, NonFiniteError
+from bilevel.errors import ConvergenceWarning, NonFiniteError, ProductWarning
 from bilevel.problem import ImplicitProblem
 
 
@@ -42,7 +42,9 @@ class InnerSolver:
                 found = self.solve(*trees)
         else:
             with warnings.catch_warnings():
+                # The result tells of the one; the implicit gradient will warn of the other.
                 warnings.simplefilter("ignore", ConvergenceWarning)
+                warnings.simplefilter("ignore", ProductWarning)
                 found = self.problem.refine(
                     *trees, inner_args=point.inner.args, tolerance=self.tolerance
                 )
@@ -66,7 +68,7 @@ def difference(
 ) -> tuple[float, float]:
     """A central difference of the outer value, and what unfinished inner solves may do to it.
 
-    To first order, a gradient ``g`` left over at theta is ``adjoint @ g`` of the outer value.
+    A gradient ``g`` left over at theta is, to first order, ``adjoint @ g`` of the outer value.
     """
     values, rests = [], []
     for phi in (base + step * way, base - step * way):

@@ -8,12 +8,15 @@ from typing import Literal
 import torch
 
 from bilevel.report import HypergradientInfo
+from bilevel.solution import Result
 
 Cause = Literal["inner", "differences", "linear", "bias", "derivative"]
 
 # A gradient is called wrong where it is off by more than this many times what the differences at h
 # and h/2 disagree by. Across a jump that is half of the difference, and the jump then is the news.
 _CLEARLY = 4.0
+
+_MORE = " More terms or steps, or a solver with a tolerance, go further."
 
 
 @dataclass(frozen=True)
@@ -26,7 +29,10 @@ class GradientCheck:
         uncertainties: of the differences: what those at ``step`` and ``step / 2`` differ by, and
             the rounding of the outer value.
         unfinished: what finishing the inner solves would, to first order, change the differences
-            by.
+            by, along each direction.
+        remaining: what finishing the inner solve at phi would, to first order, change the outer
+            value by, over the change of phi of which ``step`` is a small part: a slope too. 0 where
+            it is rounding.
         scale: what errors are relative to: the largest of the slopes, of their direct and implicit
             parts, and of the differences.
         step: the length of the step in phi.
@@ -43,6 +49,7 @@ class GradientCheck:
     differences: tuple[float, ...]
     uncertainties: tuple[float, ...]
     unfinished: tuple[float, ...]
+    remaining: float
     scale: float
     step: float
     tolerance: float
@@ -94,9 +101,8 @@ class GradientCheck:
         said = [self._sentence()]
         if self.suspects:
             said.append(
-                f"Differences of its own contradict {' and '.join(self.suspects)}: look for a "
-                "custom autograd.Function with a wrong backward, .detach(), torch.no_grad or "
-                "in-place tricks."
+                f"Differences contradict {' and '.join(self.suspects)}: look there for a custom "
+                "autograd.Function with a wrong backward, .detach(), .item() or torch.no_grad."
             )
         if self._biases:
             said.append(f"Note: {self._biases} biases the gradient on purpose.")
@@ -122,7 +128,11 @@ class GradientCheck:
 
     @property
     def _solved(self) -> bool:
-        return self._relative(max(self.unfinished)) <= self.tolerance
+        return self._unsolved <= self.tolerance
+
+    @property
+    def _unsolved(self) -> float:
+        return self._relative(max(*self.unfinished, self.remaining))
 
     @property
     def _residual(self) -> float:
@@ -142,9 +152,9 @@ class GradientCheck:
             return f"The gradient agrees with the differences to {off}."
         if self.cause == "inner":
             return (
-                "The inner problem is not solved: going on would change the differences by "
-                f"{self._relative(max(self.unfinished)):.1e} (stationarity at the start of them "
-                f"{self.stationarity:.1e}). Solve it further, at phi and a step away."
+                f"The inner problem is not solved (stationarity {self.stationarity:.1e} at phi): "
+                f"finishing it would change this comparison by about {self._unsolved:.1e}. Solve "
+                "it further, at phi and a step away (solve=, a start nearer by, float64)."
             )
         if self.cause == "differences":
             return (
@@ -158,7 +168,7 @@ class GradientCheck:
                 f"The gradient is off by {off}, as the linear system is not solved to the "
                 f"tolerance (relative residual {self._residual:.1e}). "
                 f"{self.info.solution.result.message}"
-            )
+            ) + _MORE * (self.info.solution.result is Result.TRUNCATED)
         if self.cause == "bias":
             return f"The gradient is off by {off}, most likely by the bias of {self._biases}."
         return (

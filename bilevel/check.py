@@ -99,14 +99,12 @@ def check_gradient(
         start = point.theta_layout.join([leaf.detach() for leaf in point.theta])
         eps = torch.finfo(layout.dtype).eps
         scales = natural_scales(layout, base)
-        if step is None:
-            step = eps**0.25 * float(torch.linalg.vector_norm(scales))
-        if tolerance is None:
-            tolerance = _TOLERANCES[layout.dtype]
+        size = float(torch.linalg.vector_norm(scales))
+        h = eps**0.25 * size if step is None else float(step)
         ways = list(random_directions(scales, directions, seed).to(base))
         undamped = replace(problem, damping=0.0, compile=False)
         solver, theta_star = InnerSolver(undamped, Probe(point), solve).settled(
-            base, start, step * ways[0]
+            base, start, h * ways[0]
         )
         # Nothing moves the caller's generators in between, so that all see the same randomness.
         solution = point.theta_layout.unflatten(theta_star)
@@ -117,12 +115,13 @@ def check_gradient(
             point.theta_layout.matching_leaves(info.adjoint, "adjoint", "theta")
         )
         wide, narrow = (
-            [difference(solver, base, theta_star, adjoint, way, h) for way in ways]
-            for h in (step, step / 2)
+            [difference(solver, base, theta_star, adjoint, way, length) for way in ways]
+            for length in (h, h / 2)
         )
         parts = [slopes(layout, info, way) for way in ways]
         found = [value for value, _ in narrow]
-        rounding = 4 * eps * abs(info.outer_value) / step
+        left = abs(float(adjoint @ solver.probe.slope(base, theta_star)))
+        rounding = 4 * eps * abs(info.outer_value) / h
         check = GradientCheck(
             slopes=tuple(direct + implicit for direct, implicit in parts),
             differences=tuple(found),
@@ -130,9 +129,10 @@ def check_gradient(
                 abs(value - other) + rounding for value, (other, _) in zip(found, wide, strict=True)
             ),
             unfinished=tuple(rest for _, rest in narrow),
+            remaining=left / size if left > math.sqrt(eps) * abs(info.outer_value) else 0.0,
             scale=max(abs(x) for x in (*found, *(x for pair in parts for x in (*pair, sum(pair))))),
-            step=step,
-            tolerance=tolerance,
+            step=h,
+            tolerance=tolerance or _TOLERANCES[layout.dtype],
             damping=problem.damping,
             gauss_newton=problem.curvature is not None,
             dtype=layout.dtype,
@@ -141,7 +141,7 @@ def check_gradient(
         if check.ok:
             return check
         here = _point(problem, phi, solution, outer_args, inner_args)
-        return replace(check, suspects=suspects(here, info, step * ways[0]))
+        return replace(check, suspects=suspects(here, info, h * ways[0]))
 
 
 def _point(
@@ -170,7 +170,7 @@ def _check_options(
 ) -> None:
     if not isinstance(problem, ImplicitProblem):
         raise InputError(
-            f"problem is a {type(problem).__name__}; wanted a bilevel.ImplicitProblem(outer, inner)."
+            f"problem is a {type(problem).__name__}; wanted a bilevel.ImplicitProblem."
         )
     if not _is_integer(directions) or directions < 1:
         raise InputError(f"directions must be an integer of at least 1, found {directions!r}.")

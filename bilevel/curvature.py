@@ -331,9 +331,8 @@ class _GaussNewtonOperator(_ByGraph):
             self._extra = KeptGraph(objective, [], theta)
 
     def product(self, rows: Tensor) -> Tensor:
-        found = rows.new_empty(rows.shape)
-        for row, place in zip(rows, found, strict=True):
-            torch.cat([leaf.reshape(-1) for leaf in self._product(row)], out=place)
+        made = [torch.cat([leaf.reshape(-1) for leaf in self._product(row)]) for row in rows]
+        found = torch.stack(made) if made else rows.clone()
         return found if self._extra is None else found.add_(self._extra.rows(rows))
 
     def _product(self, row: Tensor) -> Sequence[Tensor]:

@@ -244,7 +244,8 @@ def _attach(
         with guard.replay():
             value.attach(*trees(x, params))
     made = Condition(field, symmetric, solver, damping, on_failure, guard, value.ask)
-    return layout.unflatten(Attach.apply(made, x, *params))
+    # A copy, which may be written to: what is attached is needed for the derivative.
+    return layout.unflatten(Attach.apply(made, x, *params).clone())
 
 
 def _slope(

@@ -119,3 +119,18 @@ def test_damping_is_part_of_the_derivative_at_first_and_second_order() -> None:
     a = torch.tensor(3.0, dtype=F64, requires_grad=True)
     assert_near(slope(a), torch.tensor(1 / 3.5, dtype=F64))
     assert_near(torch.autograd.grad(slope(a), a)[0], torch.tensor(-1 / 3.5**2, dtype=F64))
+
+
+def test_a_solution_may_be_written_to_in_place() -> None:
+    phi = torch.ones(3, dtype=torch.float64, requires_grad=True)
+    z = bilevel.fixed_point(lambda p, z: z / 2 + p, phi, torch.full_like(phi, 2.0).detach())
+    value = torch.nn.functional.relu(z, inplace=True).square().sum()
+    torch.testing.assert_close(torch.autograd.grad(value, phi)[0], torch.full_like(phi, 8.0))
+    tree = {"a": torch.ones(3, dtype=torch.float64), "b": torch.ones(2, dtype=torch.float64)}
+    found = bilevel.argmin(
+        lambda p, t: ((t["a"] - p) ** 2).sum() + ((t["b"] - p[:2]) ** 2).sum(), phi, tree
+    )
+    found["a"] *= 2
+    found["b"] += 1
+    (slope,) = torch.autograd.grad(found["a"].sum() + found["b"].sum(), phi)
+    torch.testing.assert_close(slope, torch.tensor([3.0, 3.0, 2.0], dtype=torch.float64))
