@@ -94,11 +94,12 @@ class JointExpectedF1:
         if energy is None:
             raise ValueError("models: found no energy, wanted one that weights the samples")
         device = next((leaf.device for leaf in models.network.parameters()), torch.device("cpu"))
-        generator = torch.Generator().manual_seed(self.seed)
         with evaluating(models), torch.no_grad():
             rows = X if isinstance(X, Rows) else Rows(X, device)
             for x in rows.chunks(self.chunk):
                 probabilities = models.space.relax(models.network(x))
+                # The same draws for every chunk: a row's labels depend on that row alone.
+                generator = torch.Generator().manual_seed(self.seed)
                 samples = systematic_samples(probabilities, self.samples, generator)
                 energies = energy(x, samples)
                 yield samples.permute(1, 2, 0).contiguous().cpu(), energies.T.cpu()
@@ -109,6 +110,7 @@ def systematic_samples(probabilities: Tensor, count: int, generator: torch.Gener
 
     Each label's uniform numbers are one per stratum ``[s / S, (s + 1) / S)``, in an order of its
     own (Latin hypercube sampling), so that the mean of the samples is the probability to ``1 / S``.
+    They are the same for all rows, so that a row's samples depend on its own probabilities alone.
 
     Args:
         probabilities: of labels, ``[B, L]``.
@@ -123,9 +125,9 @@ def systematic_samples(probabilities: Tensor, count: int, generator: torch.Gener
         >>> systematic_samples(p, 8, torch.Generator().manual_seed(0)).mean(dim=0)
         tensor([[0.2500, 1.0000]])
     """
-    rows, labels = probabilities.shape
+    labels = probabilities.shape[1]
     order = torch.rand(count, labels, generator=generator).argsort(dim=0)
-    shift = torch.rand(rows, labels, generator=generator)
+    shift = torch.rand(labels, generator=generator)
     order, shift = order.to(probabilities.device), shift.to(probabilities.device)
     return (order[:, None] < count * probabilities - shift).to(probabilities.dtype)
 

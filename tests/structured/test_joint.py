@@ -194,3 +194,13 @@ def test_where_labels_are_independent_it_watches_the_expected_f1() -> None:
     result, _ = _trained(CrossEntropy())
     for record in result.history:
         assert record["validation_f1_joint"] == record["validation_f1_expected"]
+
+
+def test_the_labels_of_a_row_depend_on_that_row_alone() -> None:
+    found = models()
+    x = torch.randn(90, 3, generator=torch.Generator().manual_seed(2)).numpy()
+    together = JointExpectedF1(samples=60).decode(found, x)
+    assert torch.equal(JointExpectedF1(samples=60).decode(found, x[::-1].copy()).flip(0), together)
+    assert torch.equal(JointExpectedF1(samples=60, chunk=7).decode(found, x), together)
+    alone = [JointExpectedF1(samples=60).decode(found, x[i : i + 1]) for i in range(20)]
+    assert torch.equal(torch.cat(alone), together[:20])
