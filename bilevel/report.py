@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from bilevel.solution import Solution, State
 
 @dataclass(frozen=True)
 class HypergradientInfo:
-    """What stands behind a hypergradient.
+    """What stands behind a hypergradient. Printed, it shows the figures alone.
 
     Attributes:
         outer_value: the outer objective, a float.
@@ -38,9 +38,9 @@ class HypergradientInfo:
     """
 
     outer_value: float
-    direct: Tree
-    implicit: Tree
-    adjoint: Tree
+    direct: Tree = field(repr=False)
+    implicit: Tree = field(repr=False)
+    adjoint: Tree = field(repr=False)
     stationarity: float
     solution: Solution
     error_estimate: float | None

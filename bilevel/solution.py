@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -71,6 +71,9 @@ class Result(enum.Enum):
         """True when the solve did what was asked of it."""
         return self in (Result.SUCCESS, Result.TRUNCATED)
 
+    def __repr__(self) -> str:
+        return f"Result.{self.name}"
+
 
 @dataclass(frozen=True)
 class ColumnStats:
@@ -103,12 +106,12 @@ class Stats:
     relative_residual: float
     smallest_curvature: float | None
     ritz: tuple[float, float] | None
-    columns: tuple[ColumnStats, ...]
+    columns: tuple[ColumnStats, ...] = field(repr=False)
 
 
 @dataclass(frozen=True)
 class Solution:
-    """The answer of :func:`bilevel.solve`.
+    """The answer of :func:`bilevel.solve`. Printed, it shows result and figures alone.
 
     Attributes:
         value: the solution, shaped like the right-hand side.
@@ -120,8 +123,8 @@ class Solution:
             moved; one that was prepared is for the operator it was prepared for.
     """
 
-    value: Any
+    value: Any = field(repr=False)
     result: Result
     stats: Stats
-    state: State
+    state: State = field(repr=False)
     learned: bool = False

@@ -87,3 +87,14 @@ def test_the_error_estimate_is_close_to_the_error_of_an_unfinished_solve(terms: 
     actual = float((found - problem.gradient).norm())
     assert info.error_estimate is not None
     assert actual / 10 < info.error_estimate < 100 * actual
+
+
+def test_what_is_printed_of_a_solve_are_its_figures() -> None:
+    theta = torch.ones(300)
+    info = bilevel.implicit_grad(
+        lambda p, t: (t**2).sum(), lambda p, t: ((t - p) ** 2).sum(), theta, theta, return_info=True
+    )[1]
+    for text in (repr(info), repr(info.solution), str(info.solution.result)):
+        assert "Result.SUCCESS" in text
+        assert "tensor(" not in text
+        assert len(text) < 500
