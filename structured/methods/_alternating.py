@@ -13,6 +13,7 @@ from torch.func import functional_call
 from structured import costs
 from structured.methods._objectives import Compared, Cost, Parameters
 from structured.methods._optimizer import check_count, check_rate, check_weights
+from structured.methods._parts import check_cost
 from structured.methods._staged import (
     EnergyStart,
     Rule,
@@ -71,6 +72,7 @@ class Alternating(Method):
             check_rate(name, getattr(self, name))
         check_weights(self, "energy_weight_decay")
         check_start(self.energy_start)
+        check_cost(self.cost)
 
     @property
     @abstractmethod

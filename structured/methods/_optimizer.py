@@ -38,7 +38,7 @@ def descend(optimizer: torch.optim.Optimizer, value: Tensor) -> None:
 
 def check_rate(name: str, value: float, *, zero: bool = False) -> None:
     """Raise ValueError unless `value` is a finite number above (or, if `zero`, at least) 0."""
-    least = _is_number(value) and (value >= 0 if zero else value > 0)
+    least = is_number(value) and (value >= 0 if zero else value > 0)
     if not least or value == math.inf:
         wanted = "at least 0" if zero else "above 0"
         raise ValueError(f"{name}: found {value!r}, wanted a finite number {wanted}")
@@ -52,7 +52,7 @@ def check_weights(method: object, *names: str) -> None:
 
 def check_finite(name: str, value: float) -> None:
     """Raise ValueError unless `value` is a finite number, of either sign."""
-    if not _is_number(value) or not math.isfinite(value):
+    if not is_number(value) or not math.isfinite(value):
         raise ValueError(f"{name}: found {value!r}, wanted a finite number")
 
 
@@ -68,6 +68,6 @@ def check_count(name: str, value: int, least: int) -> None:
         raise ValueError(f"{name}: found {value!r}, wanted an integer of at least {least}")
 
 
-def _is_number(value: object) -> TypeGuard[float]:
+def is_number(value: object) -> TypeGuard[float]:
     """Whether a value that users may have written in another way than as a number is one."""
     return isinstance(value, Real) and not isinstance(value, bool)

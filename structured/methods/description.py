@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
-from typing import Any
+import difflib
+import types
+from collections.abc import Mapping, Sequence
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 import bilevel
 from structured import costs, sampling
 from structured._parameters import with_fields
 from structured.methods import primaries
+from structured.methods._objectives import Cost
 from structured.methods.base import Method
 from structured.methods.figures import TrustLimits
 from structured.methods.hypergradient import NoAdjoint
@@ -78,7 +81,7 @@ def from_dict(values: Mapping[str, Any]) -> Method:
         >>> from_dict({"type": "CrossEntropy", "lr": 0.01})
         CrossEntropy(lr=0.01, weight_decay=0.0)
     """
-    method = _restore(values, "method")
+    method = _restore(values, "method", tuple(cls.__name__ for cls in known().values()))
     if not isinstance(method, Method):
         raise ValueError(f"method: found {values!r}, wanted the description of a method")
     return method
@@ -123,19 +126,20 @@ def _describe(value: Any, place: str) -> Any:
     return {_TYPE: cls.__name__, **fields}
 
 
-def _restore(value: Any, place: str) -> Any:
+def _restore(value: Any, place: str, fitting: Sequence[str]) -> Any:
+    """Make what was described; `fitting` are the types that the place takes, or none."""
     if not isinstance(value, Mapping):
+        if isinstance(value, str) and fitting:
+            if value in fitting:
+                raise ValueError(f'{place}: found {value!r}, wanted {{"{_TYPE}": "{value}"}}')
+            raise ValueError(f"{place}: found {value!r}, {_wanted(value, fitting)}")
         return value
-    name = value.get(_TYPE)
-    if name in _FUNCTIONS and len(value) == 1:
-        return _FUNCTIONS[name]
-    classes = _classes()
-    if name not in classes:
-        raise ValueError(
-            f"{place}: found the type {name!r}, wanted one of {', '.join((*classes, *_FUNCTIONS))}"
-        )
-    cls = classes[name]
-    known = [field.name for field in dataclasses.fields(cls)]
+    name, classes = value.get(_TYPE), _classes()
+    fitting = fitting or (*classes, *_FUNCTIONS)
+    if name not in fitting:
+        raise ValueError(f"{place}: found the type {name!r}, {_wanted(name, fitting)}")
+    cls = classes.get(str(name))
+    known = [field.name for field in dataclasses.fields(cls)] if cls is not None else []
     options = {key: item for key, item in value.items() if key != _TYPE}
     unknown = [key for key in options if key not in known]
     if unknown:
@@ -143,7 +147,12 @@ def _restore(value: Any, place: str) -> Any:
             f"{place}: found unknown {', '.join(map(repr, unknown))}, wanted options of {name}: "
             f"{', '.join(known) or 'it has none'}"
         )
-    restored = {key: _restore(item, f"{place}.{key}") for key, item in options.items()}
+    if cls is None:
+        return _FUNCTIONS[str(name)]
+    kinds = _fitting(cls)
+    restored = {
+        key: _restore(item, f"{place}.{key}", kinds.get(key, ())) for key, item in options.items()
+    }
     for field in dataclasses.fields(cls):
         found = restored.get(field.name, field.default)
         if isinstance(field.default, bool) and not isinstance(found, bool):
@@ -153,6 +162,32 @@ def _restore(value: Any, place: str) -> Any:
         return cls(**restored)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{place}: {error}") from error
+
+
+def _wanted(name: object, fitting: Sequence[str]) -> str:
+    """Say what fits, and which of it was probably meant."""
+    by_lower = {each.lower(): each for each in fitting}
+    close = difflib.get_close_matches(str(name).lower(), by_lower, n=1)
+    hint = f"; did you mean {by_lower[close[0]]!r}?" if close else ""
+    return f"wanted one of {', '.join(fitting)}{hint}"
+
+
+def _fitting(cls: type) -> dict[str, tuple[str, ...]]:
+    """Option -> the names of the types that it takes, for the options that take any."""
+    try:
+        hints = get_type_hints(cls)
+    except NameError:  # a method of one's own, whose types are imported for type checkers alone
+        return {}
+    found: dict[str, tuple[str, ...]] = {}
+    for option, hint in hints.items():
+        union = get_origin(hint) in (Union, types.UnionType)
+        kinds = get_args(hint) if union else (hint,)
+        # What is no class, or a protocol, cannot be asked whether it fits.
+        plain = (kind for kind in kinds if isinstance(kind, type))
+        bases = tuple(kind for kind in plain if not getattr(kind, "_is_protocol", False))
+        names = tuple(name for name, part in _PARTS.items() if issubclass(part, bases))
+        found[option] = names + (tuple(_FUNCTIONS) if Cost in kinds else ())
+    return found
 
 
 def _classes() -> dict[str, type]:

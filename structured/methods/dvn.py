@@ -17,7 +17,8 @@ from structured.methods._gradient_inference import (
     joint_energy,
 )
 from structured.methods._objectives import Cost
-from structured.methods._optimizer import OptimizerName, check_count, check_rate
+from structured.methods._optimizer import OptimizerName, check_count, check_finite, check_rate
+from structured.methods._parts import check_cost
 from structured.methods._staged import DescentLearner, Rule, Stage, pretraining
 from structured.methods.base import Method, SearchSpace
 from structured.methods.primaries import Value
@@ -112,7 +113,9 @@ class DVN(Method):
 
     def __post_init__(self) -> None:
         _ = self.descent, self.primary  # check their options
+        check_cost(self.cost)
         for name in ("adversarial", "from_gold"):
+            check_finite(name, getattr(self, name))
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name}: found {getattr(self, name)!r}, wanted a probability")
         if self.optimizer not in ("adam", "sgd"):

@@ -27,6 +27,7 @@ from structured.fenchel_young import (
 from structured.inference import EnergyFunction, SlopedEnergy
 from structured.methods._objectives import Cost, draw_masks
 from structured.methods._optimizer import check_count, check_rate, descend, make_optimizer
+from structured.methods._parts import check_cost
 from structured.methods.base import Learner, Method, SearchSpace
 from structured.methods.registry import register
 from structured.models import ModelConfig, Models
@@ -129,6 +130,7 @@ class FenchelYoung(Method):
                 raise ValueError(
                     f"{name}: found {getattr(self, name)!r}, wanted one of {', '.join(choices)}"
                 )
+        check_cost(self.cost)
         check_count("steps", self.steps, 1)
         for name in ("weight", "lr", "energy_lr"):
             check_rate(name, getattr(self, name))

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bilevel import HypergradientInfo
 from structured.methods._objectives import Compared, Minibatch, Objectives
+from structured.methods._optimizer import is_number
 
 
 @dataclass(frozen=True)
@@ -28,8 +29,9 @@ class TrustLimits:
 
     def __post_init__(self) -> None:
         for name in ("ratio", "distance"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}: found {getattr(self, name)}, wanted a positive number")
+            found = getattr(self, name)
+            if not (is_number(found) and found > 0):
+                raise ValueError(f"{name}: found {found!r}, wanted a positive number")
 
 
 def norm(tree: Mapping[str, Tensor]) -> float:

@@ -12,6 +12,7 @@ from bilevel.products import HVP, check_hvp
 from structured import costs
 from structured.methods._objectives import Cost, Objectives
 from structured.methods._optimizer import OptimizerName, check_count, check_rate
+from structured.methods._parts import check_cost, check_part
 from structured.methods._staged import EnergyStart, check_start, trained_energy
 from structured.methods.base import Method, SearchSpace
 from structured.methods.figures import TrustLimits
@@ -139,6 +140,11 @@ class Implicit(Method):
     trust: TrustLimits = field(default_factory=TrustLimits)
 
     def __post_init__(self) -> None:
+        check_part("primary", self.primary, Primary, "structured.methods.Value()")
+        check_part("solver", self.solver, bilevel.Solver, "bilevel.CG()")
+        check_part("sampler", self.sampler, Sampler, "structured.sampling.Soft()", optional=True)
+        check_part("trust", self.trust, TrustLimits, "structured.methods.TrustLimits()")
+        check_cost(self.cost)
         for name, choices in _CHOICES.items():
             if getattr(self, name) not in choices:
                 raise ValueError(

@@ -20,6 +20,7 @@ from structured.methods._gradient_inference import (
 )
 from structured.methods._objectives import Cost
 from structured.methods._optimizer import check_count, check_rate
+from structured.methods._parts import check_cost
 from structured.methods._staged import DescentLearner, Rule, Stage, pretraining
 from structured.methods.base import Method, SearchSpace
 from structured.methods.registry import register
@@ -118,6 +119,7 @@ class SPEN(Method):
         for name in ("weight_decay", "cost_weight"):
             check_rate(name, getattr(self, name), zero=True)
         _ = self.descent  # checks its options
+        check_cost(self.cost)
         if self.start not in ("network", "centre"):
             raise ValueError(f'start: found {self.start!r}, wanted "network" or "centre"')
         if self.max_norm is not None:

@@ -18,6 +18,7 @@ from structured.methods._gradient_inference import (
     joint_energy,
 )
 from structured.methods._optimizer import check_count, check_rate
+from structured.methods._parts import check_part
 from structured.methods._staged import DescentLearner, Rule, Stage, pretraining
 from structured.methods.base import Method, SearchSpace
 from structured.methods.registry import register
@@ -127,6 +128,7 @@ class EndToEndSPEN(Method):
                     f"{name}: found {getattr(self, name)!r}, wanted one of {', '.join(choices)}"
                 )
         _ = self.descent  # checks its options
+        check_part("solver", self.solver, bilevel.Solver, "bilevel.GMRES()")
         check_count("pretrain_epochs", self.pretrain_epochs, 0)
         check_count("energy_epochs", self.energy_epochs, 0)
         for name in ("pretrain_lr", "energy_lr", "lr"):

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 import torch
@@ -66,7 +67,9 @@ def test_an_object_that_json_cannot_hold_is_named() -> None:
         ({}, "method: found the type None"),
         ({"type": "CrossEntropy", "rate": 1}, "unknown 'rate', wanted options of CrossEntropy: lr"),
         ({"type": "CrossEntropy", "lr": -1}, "method: lr: found -1"),
-        ({"type": "Margin"}, "wanted the description of a method"),
+        ({"type": "Margin"}, "method: found the type 'Margin', wanted one of CrossEntropy"),
+        ("implicit", "method: found 'implicit', wanted one of CrossEntropy, .*mean 'Implicit'"),
+        ([], "wanted the description of a method"),
         ({"type": "Implicit", "warm_start": "no"}, "method: warm_start: found 'no', wanted true"),
         (
             {"type": "Implicit", "solver": {"type": "CG", "rtol": 2}},
@@ -83,6 +86,49 @@ def test_a_description_that_does_not_fit_is_refused_with_its_place(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        (
+            "primary",
+            {"type": "Vlaue"},
+            "the type 'Vlaue', wanted one of Margin, ContrastiveDivergence, Value; did you mean "
+            "'Value'?",
+        ),
+        (
+            "primary",
+            {"type": "CG"},
+            "the type 'CG', wanted one of Margin, ContrastiveDivergence, Value",
+        ),
+        ("primary", "Value", """'Value', wanted {"type": "Value"}"""),
+        (
+            "cost",
+            {"type": "haming"},
+            "the type 'haming', wanted one of hamming, soft_f1, soft_iou, zero_one; did you mean "
+            "'hamming'?",
+        ),
+        (
+            "cost",
+            {"type": "hamming", "x": 1},
+            "unknown 'x', wanted options of hamming: it has none",
+        ),
+        (
+            "sampler",
+            "soft",
+            "'soft', wanted one of Soft, StraightThrough, Gumbel, GumbelStraightThrough, "
+            "NoPathHard, NoPathSoft; did you mean 'Soft'?",
+        ),
+        ("trust", {"type": "CG"}, "the type 'CG', wanted one of TrustLimits"),
+    ],
+)
+def test_a_part_that_does_not_fit_is_refused_with_those_that_do(
+    option: str, value: object, message: str
+) -> None:
+    exactly = f"^{re.escape(f'method.{option}: found {message}')}$"
+    with pytest.raises(ValueError, match=exactly):
+        from_dict({"type": "Implicit", option: value})
 
 
 def test_options_of_a_method_and_of_its_parts_are_set_together() -> None:
