@@ -83,7 +83,7 @@ class _OnTensors:
         leaves, spec = pytree.tree_flatten(found)
         # Without the tensors, which inside a transform are those of a level that ends.
         self._found = ([_PLACE if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
-        return tuple(leaf.detach() for leaf in leaves if isinstance(leaf, Tensor))
+        return tuple(_detached(leaf) for leaf in leaves if isinstance(leaf, Tensor))
 
     def tree(self, tensors: Sequence[Tensor]) -> Any:
         """What the function returned, with these tensors in it."""
@@ -93,6 +93,11 @@ class _OnTensors:
 
 
 _PLACE = object()
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    # No derivative can be attached to an inference tensor; to its copy made outside, it can.
+    return tensor.clone() if tensor.is_inference() else tensor.detach()
 
 
 class _Underneath(torch.autograd.Function):
@@ -122,6 +127,15 @@ class _Underneath(torch.autograd.Function):
         return found, (0,) * len(found)
 
 
+_NOT_CARRIED = (
+    "calling .item()",
+    "data-dependent control flow",
+    "inplace arithmetic",
+    "backward() called",
+    "functorch transform",
+)
+
+
 @contextmanager
 def _explained(name: str) -> Iterator[None]:
     """Say what the framework's errors mean for a function that is called in this way."""
@@ -140,9 +154,9 @@ def _explained(name: str) -> Iterator[None]:
                 "differentiates by itself, put `with torch.enable_grad():` around that, or use "
                 "torch.func.grad."
             )
-        elif _transforms.active() and ("vmap" in text or "functorch transform" in text):
+        elif _transforms.active() and any(words in text for words in _NOT_CARRIED):
             error.add_note(
                 f"Under torch.func.vmap, {name} has to be one that vmap can carry: with "
-                "torch.func.grad in place of backward, and without .item()."
+                "torch.func.grad in place of backward, and without .item() or a branch on a tensor."
             )
         raise
