@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from structured._parameters import plain
+from structured._estimator_settings import parameters_of
 from structured.methods import from_dict, to_dict
 from structured.models import Models
-from structured.named import decoder_from_dict, decoder_to_dict
+from structured.named import as_method, decoder_from_dict, decoder_to_dict
 
 if TYPE_CHECKING:
     from structured.estimators import MultiLabelClassifier
@@ -18,19 +18,22 @@ C = TypeVar("C", bound="MultiLabelClassifier")
 
 
 def describe(classifier: MultiLabelClassifier) -> dict[str, Any]:
-    """Return parameters and what was fitted; a `random_state` that is no number becomes None.
+    """Return what was fitted and with which parameters, whatever the parameters are by now.
+
+    A `random_state` that is no number becomes None.
 
     Raises:
         TypeError: A parameter is an object of the user's own.
     """
-    params = {key: plain(value) for key, value in classifier.get_params(deep=False).items()}
+    params, names = dict(classifier.fitted_params_), classifier.label_names_
     if isinstance(params["random_state"], np.random.RandomState):
         params["random_state"] = None
-    if not isinstance(classifier.method, str):
-        params["method"] = to_dict(classifier.method)
-    if not isinstance(classifier.decoder, str):
-        params["decoder"] = decoder_to_dict(classifier.decoder)
+    if not isinstance(params["method"], str):
+        params["method"] = to_dict(params["method"])
+    if not isinstance(params["decoder"], str):
+        params["decoder"] = decoder_to_dict(params["decoder"])
     fitted = {
+        "method": to_dict(classifier.method_),
         "decoder": decoder_to_dict(classifier.decoder_),
         "history": classifier.history_,
         "best_epoch": classifier.best_epoch_,
@@ -38,6 +41,7 @@ def describe(classifier: MultiLabelClassifier) -> dict[str, Any]:
         "features": classifier.n_features_in_,
         "feature_names": list(getattr(classifier, "feature_names_in_", ())),
         "labels": len(classifier.classes_),
+        "label_names": None if names is None else list(names),
     }
     return {"parameters": params, "fitted": fitted}
 
@@ -56,7 +60,12 @@ def restore(cls: type[C], described: dict[str, Any], models: Models) -> C:
     if not isinstance(params["decoder"], str):
         params["decoder"] = decoder_from_dict(params["decoder"])
     found = cls(**params)
+    found.fitted_params_ = parameters_of(found)
     found.models_ = models
+    # Files of before these were kept: a method's name stood for it, and labels had no names.
+    kept, names = fitted.get("method"), fitted.get("label_names")
+    found.method_ = as_method(params["method"]) if kept is None else from_dict(kept)
+    found.label_names_ = None if names is None else np.array(names, dtype=object)
     found.decoder_ = decoder_from_dict(fitted["decoder"])
     found.classes_ = np.arange(fitted["labels"])
     found.n_features_in_ = fitted["features"]
@@ -65,5 +74,6 @@ def restore(cls: type[C], described: dict[str, Any], models: Models) -> C:
     found.history_ = fitted["history"]
     found.n_iter_ = len(found.history_)
     found.best_epoch_ = fitted["best_epoch"]
+    found.best_phase_ = found.history_[found.best_epoch_ - 1]["phase"]
     found._indicators = fitted["indicators"]
     return found

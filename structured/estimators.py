@@ -20,19 +20,19 @@ from sklearn.utils.validation import (
 )
 
 from structured._estimator_decoding import AnyDecoder, check_decoder, decode_rows, fit_decoder
+from structured._estimator_rows import column_names, training_rows, validation_rows
+from structured._estimator_settings import model_config, parameters_of, train_config
 from structured._estimator_state import describe, restore
-from structured._indicators import check_indicators, check_no_sets
+from structured._indicators import check_indicators
 from structured._parameters import nested_fields, plain, with_fields
 from structured.costs import soft_f1
-from structured.data import MultiLabelData, carve
+from structured.data import carve
 from structured.errors import CheckpointError
 from structured.evaluation import predict_probabilities
 from structured.joint import JointExpectedF1
 from structured.methods import Method
 from structured.model_file import load_models, save_models
-from structured.models import ModelConfig
 from structured.named import as_decoder, as_method
-from structured.train_config import TrainConfig
 from structured.training import train
 
 ArrayLike: TypeAlias = Any
@@ -41,10 +41,10 @@ ArrayLike: TypeAlias = Any
 class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
     """A network that predicts sets of labels, trained with cross-entropy or by a learned energy.
 
-    A part of the training rows is set aside for validation: it decides when to stop, and the
-    decoder is fitted on it. Prediction is the method's own, for most methods one forward pass of
-    the network; the joint decoder asks the energy, too. Rows are weighted alike: `fit` takes no
-    `sample_weight`.
+    A part of the training rows is set aside for validation, unless `fit` is given rows for that:
+    it decides when to stop, and the decoder is fitted on it. Prediction is the method's own, for
+    most methods one forward pass of the network; the joint decoder asks the energy, too. Rows are
+    weighted alike: `fit` takes no `sample_weight`.
 
     Besides the parameters below, those of a `method` or `decoder` object have nested names:
     ``method__outer_lr``, ``method__primary__samples``, ``decoder__value``. Setting one of a method
@@ -67,10 +67,14 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         patience: epochs without improvement on validation after which training stops; None never
             stops early.
         monitor: what is watched on validation; a name in `structured.train_config.MONITORS`.
+        last_phase_only: keep the best weights of the method's last phase. By default they are of
+            the best epoch of all, and a model may be its own pretraining: see `best_phase_`.
         average: decay of the running average of the weights, which is validated and kept; 0 keeps
             the weights as they are.
-        refit: after the best epoch is known, train anew for so long on all rows.
-        validation_fraction: the share of the training rows set aside, between 0 and 1.
+        refit: after the best epoch is known, train anew for so long on all rows, those of
+            validation included.
+        validation_fraction: the share of the training rows set aside, between 0 and 1; without
+            effect where `fit` is given validation rows.
         decoder: "threshold" (at 0.5), "tuned" (one threshold, the best for example-F1 on
             validation), "expected_f1", "joint" (expected F1 under network and energy together, for
             methods that have `reweights`; others are refused by `fit`), a
@@ -79,13 +83,21 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         random_state: decides the validation rows, the initial network and all noise.
         verbose: whether `fit` shows a progress bar.
 
+    What was fitted stays as it is until the next `fit`: `set_params` alone changes neither
+    predictions nor what `save` writes.
+
     Attributes:
         classes_: the labels, ``0 ... L-1``, ``[L]``.
+        label_names_: their names ``[L]``, where y was a data frame; else None.
         models_: `structured.models.Models`, trained; the energy can be studied here.
+        method_: the method that trained them, and predicts.
         decoder_: the fitted decoder.
+        fitted_params_: the parameters by name as they were in `fit`.
         history_: a record per epoch, see `structured.training.RunResult`.
         n_iter_: epochs trained.
         best_epoch_: the epoch, counted from 1, whose weights were kept.
+        best_phase_: what the method did in that epoch. "pretraining" says that no later epoch was
+            better, so that the model is its own pretraining.
         n_features_in_: features seen in `fit`, D.
         feature_names_in_: their names ``[D]``, where X had names.
 
@@ -118,6 +130,7 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         batch_size: int = 32,
         patience: int | None = 10,
         monitor: str = "f1_expected",
+        last_phase_only: bool = False,
         average: float = 0.999,
         refit: bool = False,
         validation_fraction: float = 0.1,
@@ -140,6 +153,7 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         self.batch_size = batch_size
         self.patience = patience
         self.monitor = monitor
+        self.last_phase_only = last_phase_only
         self.average = average
         self.refit = refit
         self.validation_fraction = validation_fraction
@@ -189,54 +203,54 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
             setattr(self, name, with_fields(owner, new, name=name))
         return self
 
-    def fit(self, X: ArrayLike, y: ArrayLike, **unknown: Any) -> MultiLabelClassifier:
+    def fit(
+        self, X: ArrayLike, y: ArrayLike, *, validation: Any = None, **unknown: Any
+    ) -> MultiLabelClassifier:
         """Train on rows of features and their sets of labels.
 
         Args:
             X: features, sparse or dense, ``[n, D]``.
             y: which labels each row has, 0 or 1, sparse or dense, ``[n, L]``.
+            validation: rows to validate on, in place of a share of X and y: a pair of features
+                ``[m, D]`` and labels ``[m, L]`` with the same columns. Never the test rows.
             **unknown: refused; named so that the error can say why.
 
         Raises:
-            TypeError: An argument besides X and y, such as `sample_weight`.
+            TypeError: Another argument, such as `sample_weight`.
             ValueError: Data or a parameter that does not fit.
         """
         if unknown:
             name = next(iter(unknown))
             reason = "; training weights all rows alike" if name == "sample_weight" else ""
-            raise TypeError(f"fit takes X and y; found {name}{reason}")
+            raise TypeError(f"fit takes X, y and validation; found {name}{reason}")
         method, decoder = as_method(self.method), as_decoder(self.decoder)
         check_decoder(decoder, method)
-        check_no_sets(y)
-        X, y = validate_data(
-            self,
-            X,
-            y,
-            accept_sparse="csr",
-            dtype=np.float32,
-            ensure_min_samples=2,
-            multi_output=True,
-        )
-        check_indicators(y)
+        params, names = parameters_of(self), column_names(y)
+        training, indicators = training_rows(self, X, y)
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
-        training, validation = carve(
-            MultiLabelData(X, y, name="X"), float(self.validation_fraction), seed
-        )
+        if validation is None:
+            training, held_out = carve(training, float(params["validation_fraction"]), seed)
+        else:
+            held_out = validation_rows(self, validation, training.n_labels, names)
         result = train(
             method,
             training,
-            validation,
-            self._train_config(seed),
-            model=self._model_config(),
+            held_out,
+            train_config(params, seed),
+            model=model_config(params),
             progress=bool(self.verbose),
         )
         self.classes_ = np.arange(training.n_labels)
+        self.label_names_ = names
         self.models_ = result.models
-        self.decoder_ = fit_decoder(decoder, result, validation)
+        self.method_ = method
+        self.decoder_ = fit_decoder(decoder, result, held_out)
+        self.fitted_params_ = params
         self.history_ = list(result.history)
         self.n_iter_ = len(result.history)
         self.best_epoch_ = result.best_epoch
-        self._indicators = (bool(sparse.issparse(y)), y.dtype.str)
+        self.best_phase_ = result.best_phase
+        self._indicators = indicators
         return self
 
     def predict_proba(self, X: ArrayLike) -> NDArray[np.float64]:
@@ -245,8 +259,8 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         Args:
             X: features, sparse or dense, ``[n, D]``.
         """
-        rows, method = self._rows(X), as_method(self.method)
-        return predict_probabilities(method, self.models_, rows).double().numpy()
+        rows = self._rows(X)
+        return predict_probabilities(self.method_, self.models_, rows).double().numpy()
 
     def predict(self, X: ArrayLike) -> Any:
         """Return the predicted sets of labels, 0 or 1, ``[n, L]``; sparse if `fit` had a sparse y.
@@ -293,7 +307,7 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         return float(np.average(values, weights=_check_sample_weight(sample_weight, X)))
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the fitted estimator to one file, without pickle.
+        """Write the fitted estimator to one file, without pickle, with `fitted_params_`.
 
         A `random_state` that is no number is not kept: None takes its place.
 
@@ -308,10 +322,10 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         save_models(
             path,
             self.models_,
-            self._model_config(),
+            model_config(self.fitted_params_),
             features=self.n_features_in_,
             labels=len(self.classes_),
-            method=as_method(self.method),
+            method=self.method_,
             about={"estimator": describe(self)},
         )
 
@@ -347,16 +361,6 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         return validate_data(self, X, reset=False, accept_sparse="csr", dtype=np.float32)
 
     def _sets(self, X: ArrayLike) -> NDArray[np.int8]:
-        rows, method = self._rows(X), as_method(self.method)
-        return decode_rows(self.decoder_, method, self.models_, rows).numpy().astype(np.int8)
-
-    def _model_config(self) -> ModelConfig:
-        values = {name: plain(getattr(self, name)) for name in ModelConfig().to_dict()}
-        for name in ("hidden", "energy_hidden"):
-            if isinstance(values[name], int):
-                values[name] = (values[name],)
-        return ModelConfig(**values)
-
-    def _train_config(self, seed: int) -> TrainConfig:
-        names = ("epochs", "batch_size", "patience", "monitor", "average", "refit", "device")
-        return TrainConfig(seed=seed, **{name: plain(getattr(self, name)) for name in names})
+        rows = self._rows(X)
+        found = decode_rows(self.decoder_, self.method_, self.models_, rows)
+        return found.numpy().astype(np.int8)
