@@ -142,12 +142,12 @@ class ImplicitProblem:
             if not self.compile:
                 return plain()
             # Imported here: the compiler's front takes a while, which only this should pay.
-            from bilevel import _compiled
+            from bilevel._compiling import dispatch
 
-            options = _compiled.Options(
+            options = dispatch.Options(
                 self.outer, self.inner, self.solver or Auto(), self.damping, self.on_failure
             )
-            return _compiled.hypergradient(options, given, plain)
+            return dispatch.hypergradient(options, given, plain)
 
     def _plain(self, given: Arguments) -> Tree:
         point = self._point(given.phi, given.theta, given.outer_args, given.inner_args)

@@ -28,9 +28,9 @@ def nothing_changes() -> Iterator[None]:
 def uncompiled_graphs(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The compiled path without a compiler: graphs run as they are."""
     # Imported here: the compiler's front takes seconds, which few tests should pay.
-    from bilevel import _compiled, _programs
+    from bilevel._compiling import dispatch, programs
 
-    monkeypatch.setattr(_programs, "compiled", lambda graph, inputs: graph)
-    _compiled.forget()
+    monkeypatch.setattr(programs, "compiled", lambda graph, inputs: graph)
+    dispatch.forget()
     yield
-    _compiled.forget()
+    dispatch.forget()

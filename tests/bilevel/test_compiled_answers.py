@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import bilevel
-from bilevel import _compiled
+from bilevel._compiling import dispatch
 
 F64 = torch.float64
 
@@ -215,7 +215,7 @@ def test_a_program_that_fails_gives_way_to_the_plain_way(monkeypatch: pytest.Mon
     def failing(*_: Any) -> Any:
         raise RuntimeError("size mismatch")
 
-    monkeypatch.setattr(_compiled.FixedSolve, "__call__", failing)
+    monkeypatch.setattr(dispatch.FixedSolve, "__call__", failing)
     with pytest.warns(bilevel.CompileWarning, match="fails when compiled .*size mismatch"):
         found = _call()
     torch.testing.assert_close(found, wanted, rtol=1e-11, atol=1e-12)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import bilevel
-from bilevel import _compiled
+from bilevel._compiling import dispatch
 
 F64 = torch.float64
 PHI, THETA = torch.linspace(-1.0, 1.0, 200, dtype=F64), torch.linspace(1.0, 2.0, 200, dtype=F64)
@@ -44,7 +44,7 @@ def _both(inner: Inner, *args: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def programs() -> int:
-    return sum(entry.program is not None for entry in _compiled._entries.values())
+    return sum(entry.program is not None for entry in dispatch._entries.values())
 
 
 @pytest.mark.parametrize("solver", [bilevel.Auto(), bilevel.CG(), bilevel.MINRES()])

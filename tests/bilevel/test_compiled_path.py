@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 import bilevel
-from bilevel import _compiled, _graphs, _programs
+from bilevel._compiling import dispatch, graphs, programs
 from bilevel.solvers import Solver
 from tests.bilevel.problems import MINIMA, Problem, quadratic
 from tests.bilevel.shapes import SHAPES
@@ -48,17 +48,17 @@ class Traces(list[int]):
 def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[Traces]:
     """Graphs run as they are; what was traced is listed."""
     log = Traces()
-    original = _graphs.trace
+    original = graphs.trace
 
     def noted(function: Any, inputs: Any, known: Any) -> Any:
         log.append(len(inputs))
         return original(function, inputs, known)
 
-    monkeypatch.setattr(_programs, "trace", noted)
-    monkeypatch.setattr(_programs, "compiled", lambda graph, inputs: graph)
-    _compiled.forget()
+    monkeypatch.setattr(programs, "trace", noted)
+    monkeypatch.setattr(programs, "compiled", lambda graph, inputs: graph)
+    dispatch.forget()
     yield log
-    _compiled.forget()
+    dispatch.forget()
 
 
 def both(
@@ -326,7 +326,7 @@ def test_programs_are_dropped_and_what_they_held_goes_with_them() -> None:
     gc.collect()
     assert all(reference() is None for reference in held)
     assert gone() is not None
-    _compiled.forget()
+    dispatch.forget()
     gc.collect()
     assert gone() is None
 

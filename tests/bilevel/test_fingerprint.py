@@ -22,7 +22,7 @@ import pytest
 import torch
 from torch import nn
 
-from bilevel._fingerprint import Fingerprint, Unseen
+from bilevel._compiling.fingerprint import Fingerprint, Unseen
 
 RATE = 1.0
 
@@ -207,7 +207,8 @@ def test_packages_of_an_environment_below_this_one_hold_still(tmp_path: Path) ->
     (tmp_path / "site-packages-of-mine").mkdir()
     (tmp_path / "site-packages-of-mine" / "moving.py").write_text("def rate(): return 1.0\n")
     script = (
-        "import moving, settled\nfrom bilevel._named import is_installed, module_holds_still\n"
+        "import moving, settled\n"
+        "from bilevel._compiling.named import is_installed, module_holds_still\n"
         "print(*(f(x) for f, x in [(is_installed, settled.rate.__code__),"
         "(module_holds_still, settled), (is_installed, moving.rate.__code__)]))"
     )

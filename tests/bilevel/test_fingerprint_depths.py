@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_hook
 
-from bilevel._fingerprint import Fingerprint, Unseen
+from bilevel._compiling.fingerprint import Fingerprint, Unseen
 from tests.bilevel.test_fingerprint import seen
 
 Kinds = list[tuple[Callable[[], Any], Callable[[], Any]]]

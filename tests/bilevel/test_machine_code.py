@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 import bilevel
-from bilevel import _compiled
+from bilevel._compiling import dispatch
 
 F64 = torch.float64
 
@@ -18,9 +18,9 @@ F64 = torch.float64
 @pytest.fixture(autouse=True)
 def anew() -> Iterator[None]:
     """No program made before, and none left behind."""
-    _compiled.forget()
+    dispatch.forget()
     yield
-    _compiled.forget()
+    dispatch.forget()
 
 
 def _inner(phi: Tensor, theta: Tensor, x: Tensor, y: Tensor) -> Tensor:

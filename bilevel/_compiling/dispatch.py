@@ -14,14 +14,12 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from bilevel._audit import Audit, check_agrees
 from bilevel._checks import check_args
-from bilevel._fingerprint import Fingerprint, Unseen, carried, code_of, describe
-from bilevel._fixed import FixedSolve
-from bilevel._graphs import Refused, refusal
-from bilevel._guard import Guard, without_autocast
-from bilevel._point import Arguments
-from bilevel._programs import (
+from bilevel._compiling.audit import Audit, check_agrees
+from bilevel._compiling.fingerprint import Fingerprint, Unseen, carried, code_of, describe
+from bilevel._compiling.fixed import FixedSolve
+from bilevel._compiling.graphs import Refused, refusal
+from bilevel._compiling.programs import (
     HERE,
     Call,
     CompiledProducts,
@@ -33,6 +31,8 @@ from bilevel._programs import (
     stand_in,
     usable,
 )
+from bilevel._guard import Guard, without_autocast
+from bilevel._point import Arguments
 from bilevel._system import extremes_of, verdict
 from bilevel._tree import check_same_kind, flatten
 from bilevel.curvature import HessianOperator

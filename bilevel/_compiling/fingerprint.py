@@ -21,8 +21,8 @@ import torch
 from torch import Tensor
 from torch.nn.modules import module as hooked
 
-from bilevel._contents import NEVER_READ, Opaque, attributes, contents, is_inert
-from bilevel._named import imported, is_installed, kind_of, module_holds_still, names
+from bilevel._compiling.contents import NEVER_READ, Opaque, attributes, contents, is_inert
+from bilevel._compiling.named import imported, is_installed, kind_of, module_holds_still, names
 
 # More than this is data, not settings, and looking through it would cost more than it saves.
 _MOST = 20_000

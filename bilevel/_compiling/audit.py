@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from bilevel._autodiff import filled, fresh, uncompiled
-from bilevel._graphs import Refused, refusal
+from bilevel._compiling.graphs import Refused, refusal
+from bilevel._compiling.programs import Call, First, Functions
 from bilevel._guard import Guard
-from bilevel._programs import Call, First, Functions
 from bilevel._tree import Layout
 from bilevel.products import Objective
 

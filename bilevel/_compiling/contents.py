@@ -27,7 +27,7 @@ from typing import Any
 
 import torch
 
-from bilevel._named import kind_of
+from bilevel._compiling.named import kind_of
 
 _LARGEST_ARRAY = 4096
 """Numbers that an array may have; and a buffer eight times as many bytes."""

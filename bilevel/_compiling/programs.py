@@ -13,8 +13,8 @@ from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 from bilevel._autodiff import filled, fresh, uncompiled
-from bilevel._fingerprint import form
-from bilevel._graphs import Refused, refusal, split, trace
+from bilevel._compiling.fingerprint import form
+from bilevel._compiling.graphs import Refused, refusal, split, trace
 from bilevel._guard import Guard
 from bilevel._tree import Layout
 from bilevel.products import KeptGraph, Objective, Products
@@ -193,7 +193,7 @@ class Program:
         function: of the moving tensors, then the fixed ones.
         moving: examples of those that change while the others stay.
         fixed: examples of the others, as the function is to see them.
-        groups: how many outputs each part has; see :func:`bilevel._graphs.split`.
+        groups: how many outputs each part has; see :func:`bilevel._compiling.graphs.split`.
         known: tensors the function may use besides, by id.
 
     Attributes:

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from bilevel._autodiff import filled
+from bilevel._compiling.programs import Call, First, Functions, Program
 from bilevel._guard import Guard, without_autocast
-from bilevel._programs import Call, First, Functions, Program
 from bilevel._system import Start, System, arrived, figures, largest, scaled, warm_start
 from bilevel.curvature import HessianOperator
 from bilevel.operators import LinearOperator, damped

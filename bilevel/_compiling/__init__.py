@@ -1,0 +1,1 @@
+"""``compile=True``: hypergradients by machine code, and what a program takes for granted."""
