@@ -49,8 +49,8 @@ class ImplicitProblem:
             ``"finite_difference"`` force one way.
         on_failure: what a failed solve does: ``"warn"`` (default), ``"raise"`` or ``"ignore"``.
         compile: compile the computation on the first call of its kind and use that from then on
-            (default False). Pays where calls are many and parameters few; see the documentation of
-            the compiled path for what cannot be compiled, which is computed as without it.
+            (default False). Pays where calls are many and parameters few. What cannot be compiled
+            is computed as without it; the page "The compiled path" says what that is.
 
     Raises:
         InputError: an option does not fit.
