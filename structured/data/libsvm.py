@@ -34,9 +34,11 @@ def read_libsvm(
 ) -> MultiLabelData:
     r"""Read a LIBSVM multi-label file, plain or gzip.
 
-    A row without labels starts with its first `index:value` (or with a blank). What follows `#` is
-    a comment, and `qid:` is ignored. A file does not say how wide its table is nor whether
-    it counts from 0 or 1: give all four numbers to read two files of one data set alike.
+    A row without labels starts with its first `index:value` (or with a blank); without values, too,
+    it is a line of one blank. An empty line could be such a row or nothing at all: it is refused,
+    but at the end of the file. What follows `#` is a comment, and `qid:` is ignored. A file does
+    not say how wide its table is nor whether it counts from 0 or 1: give all four numbers to read
+    two files of one data set alike.
 
     Args:
         path: The file.
@@ -52,7 +54,8 @@ def read_libsvm(
 
     Raises:
         DataError: With file and line: a label or an index that is no number, is out of range or
-            comes twice, a value that is no finite number, no row at all.
+            comes twice, a value that is no finite number, an empty line between others, no row at
+            all.
         OSError: The file cannot be opened.
 
     Example:
@@ -69,10 +72,20 @@ def read_libsvm(
             raise ValueError(f"{argument} is 0, 1 or None; found {base!r}")
     file = os.fspath(path)
     features, labels, values, lines = _Ragged(), _Ragged(), array("d"), []
-    for number, raw in enumerate(read_lines(path), 1):
+    texts = read_lines(path)
+    while texts and not texts[-1]:
+        texts.pop()
+    for number, raw in enumerate(texts, 1):
+        if not raw:
+            raise DataError(
+                "the line is empty; remove it, or write one blank if it is a row without labels "
+                "and values",
+                file,
+                number,
+            )
+        if raw.startswith("#"):
+            continue
         text = raw.partition("#")[0].rstrip()
-        if not text.strip() and (raw.startswith("#") or not raw):
-            continue  # a comment or an empty line, and not a row without labels and features
         row_labels, row_features, row_values = _read_row(file, number, text)
         labels.append(row_labels)
         features.append(row_features)

@@ -4,6 +4,9 @@ Keys: `X_data X_indices X_indptr X_shape` and the same for `Y`; `label_names`, `
 be empty); `meta_json`; and every other vector of n integers or booleans is a split. The names of
 its parts stand under `<split>_names`, or, for `split3_surrogate`, under `split3_names`; without
 them the values name the parts. The part "valid" is read as "validation".
+
+In place of the four parts a matrix may be one dense array, `X`, and `Y` or `y`, as `numpy.savez`
+writes them; then `label_names` may be left out. Such files are read and never written.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,11 +33,15 @@ _OWN_KEYS = {f"{matrix}_{part}" for matrix in "XY" for part in _PARTS} | {
     "feature_names",
     "meta_json",
 }
-_RESERVED = _OWN_KEYS | {"file", "allow_pickle"}  # numpy.savez takes these two for itself
+_DENSE = {"X": ("X",), "Y": ("Y", "y")}
+_KNOWN = _OWN_KEYS | {"X", "Y", "y"}
+_RESERVED = _KNOWN | {"file", "allow_pickle"}  # numpy.savez takes these two for itself
 
 
 def read_npz(path: str | os.PathLike[str]) -> MultiLabelData:
-    """Read a data set in the compact form; X and Y are sparse.
+    """Read a data set in the compact form, or of dense arrays `X [n, d]` and `Y [n, L]` (or `y`).
+
+    X and Y are sparse but for an X that was written dense.
 
     Args:
         path: The file.
@@ -43,25 +50,29 @@ def read_npz(path: str | os.PathLike[str]) -> MultiLabelData:
         DataError: With the file and the array: a cut or damaged file, a pickled object, a missing
             array, shapes or indices that do not fit, NaN, a label outside {0, 1}, an empty part.
         OSError: The file cannot be opened.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = pathlib.Path(folder, "mine.npz")
+        ...     np.savez(path, X=np.array([[0.0, 1.5], [1.0, 0.0]]), y=np.array([[1, 0], [1, 1]]))
+        ...     print(read_npz(path))
+        mine: 2 rows, 2 features, 2 labels, cardinality 1.500
     """
     file = os.fspath(path)
     arrays = _load(file)
-    missing = sorted(_OWN_KEYS - arrays.keys() - {"feature_names", "meta_json"})
-    if missing:
-        raise DataError(
-            f"no array {missing[0]!r}; this is not a data set, or half of one; "
-            "structured.data.write_npz makes one of arrays, `structured data convert` of files",
-            file,
-        )
     meta = _meta(arrays.get("meta_json"), file)
     try:
         X, Y = _matrix(arrays, "X"), _matrix(arrays, "Y")
+        (rows, _) = cast(tuple[int, int], X.shape)  # unknown to the types of sparse arrays
+        if "label_names" not in arrays and "Y_data" in arrays:
+            raise _missing("label_names")
         return MultiLabelData(
             X=X,
             Y=Y,
             label_names=_names(arrays, "label_names"),
             feature_names=_names(arrays, "feature_names"),
-            splits=_splits(arrays, X.indptr.size - 1),
+            splits=_splits(arrays, rows),
             name=str(meta.get("name", Path(file).stem)),
             meta=meta,
         )
@@ -152,7 +163,37 @@ def _meta(value: NDArray[Any] | None, file: str) -> dict[str, Any]:
     return meta
 
 
-def _matrix(arrays: Mapping[str, NDArray[Any]], key: str) -> sparse.csr_array:
+def _matrix(arrays: Mapping[str, NDArray[Any]], key: str) -> sparse.csr_array | NDArray[Any]:
+    """The dense array, or the sparse one that four arrays make."""
+    dense = [name for name in _DENSE[key] if name in arrays]
+    parts = [f"{key}_{part}" for part in _PARTS]
+    if not dense:
+        absent = [part for part in parts if part not in arrays]
+        if absent:
+            raise _missing(absent[0], "" if len(absent) < len(parts) else key)
+        return _sparse(arrays, key)
+    twice = [*dense, *(part for part in parts if part in arrays)]
+    if len(twice) > 1:
+        raise DataError(f"{twice[0]!r} and {twice[1]!r} are both there; wanted one of them")
+    array = arrays[dense[0]]
+    if array.ndim != 2:
+        columns = "d features" if key == "X" else "L labels, each 0 or 1"
+        raise DataError(
+            f"{dense[0]} has shape {list(array.shape)}; wanted a matrix with a row for each "
+            f"example and {columns}"
+        )
+    return array
+
+
+def _missing(name: str, dense: str = "") -> DataError:
+    either = f" (or {dense!r}, dense)" if dense else ""
+    return DataError(
+        f"no array {name!r}{either}; this is not a data set, or half of one; "
+        "structured.data.write_npz makes one of arrays, `structured data convert` of files"
+    )
+
+
+def _sparse(arrays: Mapping[str, NDArray[Any]], key: str) -> sparse.csr_array:
     data, indices, bounds, shape = (arrays[f"{key}_{part}"] for part in _PARTS)
     for part, array in (("indices", indices), ("indptr", bounds), ("shape", shape)):
         if array.ndim != 1 or not np.issubdtype(array.dtype, np.integer):
@@ -197,7 +238,7 @@ def _names(arrays: Mapping[str, NDArray[Any]], key: str) -> tuple[str, ...]:
 def _splits(arrays: Mapping[str, NDArray[Any]], rows: int) -> dict[str, Split]:
     splits = {}
     for key, parts in arrays.items():
-        if key in _OWN_KEYS or key.endswith("_names"):
+        if key in _KNOWN or key.endswith("_names"):
             continue
         if parts.shape != (rows,) or parts.dtype.kind not in "iub":
             raise DataError(

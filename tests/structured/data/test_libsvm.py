@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from sklearn.datasets import load_svmlight_file
+from sklearn.datasets import dump_svmlight_file, load_svmlight_file
 
 from structured.data import read_libsvm
 from structured.errors import DataError
@@ -40,9 +40,35 @@ def test_the_frame_can_be_given_so_that_two_files_agree(tmp_path):
     np.testing.assert_array_equal(read.dense()[1], [[0, 1, 0, 0]])
 
 
-def test_comments_empty_lines_and_query_ids_are_passed_over(tmp_path):
-    read = data(tmp_path, "# made by hand\n\n1 qid:7 1:2 # last\n")
+def test_comments_query_ids_and_empty_lines_at_the_end_are_passed_over(tmp_path):
+    read = data(tmp_path, "# made by hand\n1 qid:7 1:2 # last\n\n\r\n\n")
     np.testing.assert_array_equal(read.dense()[0], [[2]])
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("1 1:2\n\n2 1:1\n", 2),
+        ("# head\n\n1 1:2\n", 2),
+        ("\n1 1:2\n", 1),
+        ("1 1:2\r\n\r\n \r\n", 2),
+        ("1 1:2\n\n# the end\n", 2),
+    ],
+)
+def test_an_empty_line_before_others_is_refused_with_its_line_and_the_fix(tmp_path, text, line):
+    with pytest.raises(DataError, match="line is empty; remove it, or write one blank") as caught:
+        data(tmp_path, text)
+    assert caught.value.line == line
+
+
+def test_rows_without_labels_and_values_stay_where_scikit_learn_writes_them(tmp_path):
+    X = np.array([[0.0, 2.0], [0.0, 0.0], [1.0, 0.0], [0.0, 0.0]])
+    Y = np.array([[1, 0], [0, 0], [0, 0], [0, 0]])
+    path = tmp_path / "t.txt"
+    dump_svmlight_file(X, Y, str(path), multilabel=True, zero_based=False)
+    read = read_libsvm(path, n_features=2, n_labels=2, features_from=1, labels_from=0)
+    np.testing.assert_array_equal(read.dense()[0], X)
+    np.testing.assert_array_equal(read.dense()[1], Y)
 
 
 def test_a_blank_line_is_a_row_without_labels_and_features(tmp_path):

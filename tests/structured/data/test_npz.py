@@ -65,10 +65,63 @@ def test_names_and_meta_may_be_absent(tmp_path):
     assert (data.name, data.feature_names) == ("t", ())
 
 
+def dense(tmp_path, **changes):
+    arrays = {"X": np.array([[1, 0, 2.5], [0, 0, 0]]), "Y": np.array([[0, 1], [1, 1]])} | changes
+    path = tmp_path / "plain.npz"
+    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
+    return path
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.uint8, np.int64, np.float64])
+def test_dense_arrays_are_read_whatever_numbers_the_labels_are_written_as(tmp_path, dtype):
+    Y = np.array([[0, 1], [1, 1]], dtype)
+    for labels in ({"Y": Y}, {"Y": None, "y": Y}):
+        data = read_npz(dense(tmp_path, **labels))
+        assert isinstance(data.X, np.ndarray)
+        np.testing.assert_array_equal(data.X, [[1, 0, 2.5], [0, 0, 0]])
+        np.testing.assert_array_equal(data.Y.toarray(), [[0, 1], [1, 1]])
+        assert (data.name, data.label_names) == ("plain", ("0", "1"))
+
+
+def test_dense_arrays_may_come_with_names_and_splits_and_beside_sparse_ones(tmp_path):
+    names = {"label_names": np.array(["sea", "sky"]), "holdout": np.array([0, 1])}
+    data = read_npz(dense(tmp_path, **names, holdout_names=np.array(["train", "test"])))
+    assert data.label_names == ("sea", "sky")
+    assert data.splits["holdout"].sizes() == {"train": 1, "test": 1}
+    sparse_part = {key: None for key in GOOD if key.startswith("X_")}
+    mixed = read_npz(write(tmp_path, **sparse_part, X=np.ones((3, 1))))
+    assert (mixed.n_features, mixed.label_names) == (1, ("sea", "sky"))
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"X_data": None}, "no array 'X_data'"),
+        ({"X": None}, r"no array 'X_data' \(or 'X', dense\)"),
+        ({"Y": None}, r"no array 'Y_data' \(or 'Y', dense\)"),
+        ({"y": np.ones((2, 2))}, "'Y' and 'y' are both there"),
+        ({"X_data": np.ones(2)}, "'X' and 'X_data' are both there"),
+        ({"X": np.ones(2)}, r"X has shape \[2\]; wanted a matrix .* and d features"),
+        ({"Y": None, "y": np.array([0, 1])}, r"y has shape \[2\]; wanted .* L labels, each 0 or 1"),
+        ({"X": np.array([[1, np.inf], [0, 0]])}, r"X\[0, 1\] is inf"),
+        ({"X": np.array([["a"], ["b"]])}, "wanted numbers"),
+        ({"X": np.ones((3, 1))}, "X has 3 rows and Y has 2"),
+        ({"Y": np.array([[0, 2], [1, 1]])}, r"Y\[0, 1\] is 2; labels are 0 or 1"),
+        ({"Y": np.array([[0, 1], [0.5, 1]])}, r"Y\[1, 0\] is 0.5"),
+        ({"label_names": np.array(["sea"])}, "label_names has 1 names"),
+        ({"X_test": np.ones((1, 3))}, "X_test has dtype float64"),
+    ],
+)
+def test_dense_arrays_are_checked_like_sparse_ones(tmp_path, changes, message):
+    path = dense(tmp_path, **changes)
+    with pytest.raises(DataError, match=message) as caught:
+        read_npz(path)
+    assert caught.value.file == str(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"X_data": None}, "no array 'X_data';"),
         ({"label_names": None}, "no array 'label_names'"),
         ({"X_data": np.array([1, np.nan, 3])}, r"X\[0, 2\] is nan"),
         ({"Y_data": np.array([1, 2])}, r"Y\[2, 0\] is 2; labels are 0 or 1"),
@@ -176,7 +229,9 @@ def test_writing_leaves_one_file_that_the_umask_allows_others_to_read(tmp_path):
     assert {entry.name for entry in tmp_path.iterdir()} == {"plain", "t.npz"}
 
 
-@pytest.mark.parametrize("name", ["X_data", "file", "allow_pickle", "a_names", "meta_json"])
+@pytest.mark.parametrize(
+    "name", ["X_data", "X", "y", "file", "allow_pickle", "a_names", "meta_json"]
+)
 def test_a_split_cannot_take_the_name_of_another_array(tmp_path, name):
     data = toy(2).with_split(name, Split([0, 1], "ab"))
     with pytest.raises(DataError, match="a split cannot be called"):
