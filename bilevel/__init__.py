@@ -37,6 +37,7 @@ from bilevel.solvers import (
     Exact,
     Neumann,
     Nystrom,
+    Outcome,
     ScaledIdentity,
     Solver,
 )
@@ -72,6 +73,7 @@ __all__ = [
     "NonFiniteError",
     "Nystrom",
     "NystromPreconditioner",
+    "Outcome",
     "Preconditioner",
     "ProductWarning",
     "Result",

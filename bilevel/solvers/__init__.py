@@ -1,7 +1,7 @@
 """Inverse-matrix-vector products: one solver, one file."""
 
 from bilevel.solvers.auto import Auto
-from bilevel.solvers.base import Solver
+from bilevel.solvers.base import Outcome, Solver
 from bilevel.solvers.bicgstab import BiCGStab
 from bilevel.solvers.cg import CG
 from bilevel.solvers.chebyshev import Chebyshev
@@ -22,6 +22,7 @@ __all__ = [
     "Exact",
     "Neumann",
     "Nystrom",
+    "Outcome",
     "ScaledIdentity",
     "Solver",
 ]

@@ -33,7 +33,7 @@ FLAGS = {
 
 @dataclass(frozen=True)
 class Outcome:
-    """What ``compute`` hands back, row by row, all of it on the device.
+    """What :meth:`Solver.compute` hands back, row by row, all of it on the device.
 
     Attributes:
         value: ``[k, n]``.
@@ -46,6 +46,11 @@ class Outcome:
         tridiagonal: what they are the eigenvalues of, for :func:`bilevel._spectrum.ritz`, where
             the solver leaves that to whoever asks for them.
         learned: makes the state for a next solve of what this one has met, where it can.
+
+    Example:
+        >>> import torch
+        >>> Outcome.after(torch.ones(2, 3), steps=5).iterations
+        tensor([5, 5])
     """
 
     value: Tensor
@@ -56,6 +61,18 @@ class Outcome:
     ritz: tuple[Tensor, Tensor] | None = None
     tridiagonal: tuple[Tensor, Tensor] | None = None
     learned: Callable[[], State] | None = None
+
+    @classmethod
+    def after(cls, value: Tensor, steps: int) -> Outcome:
+        """The outcome of a solver that has nothing to tell but its answer.
+
+        Args:
+            value: ``[k, n]``.
+            steps: taken, the same for all rows.
+        """
+        count = torch.full_like(value[:, 0], steps, dtype=torch.int64)
+        seen = torch.full_like(value[:, 0], math.inf)
+        return cls(value, count, torch.zeros_like(count), seen)
 
 
 class Solver(abc.ABC):
@@ -79,13 +96,18 @@ class Solver(abc.ABC):
     def compute(
         self, operator: LinearOperator, rhs: Tensor, target: Tensor, state: State
     ) -> Outcome:
-        """Solve for every row.
+        """Solve for every row. Runs without gradients; the true residual is computed by the caller.
 
         Args:
-            operator: A.
-            rhs: ``[k, n]``.
+            operator: A; ``operator.rows(v)`` is ``A v`` for every row of v.
+            rhs: ``[k, n]``, scaled so that the largest entry of a row is one. Must not be written
+                to.
             target: residual norm to reach, ``[k]``; tiny but positive for a fixed budget.
             state: what ``init`` returned, for this operator or one near it.
+
+        Returns:
+            The answer and what was noticed on the way; :meth:`Outcome.after` for the answer alone.
+            A ``residual`` in it is believed, and spares the product that would compute it.
         """
 
     def learns(self, operator: LinearOperator) -> bool:

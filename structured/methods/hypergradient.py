@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,6 @@ import torch
 from torch import Tensor
 
 import bilevel
-from bilevel.solvers.base import OK, Outcome
 
 Tensors = dict[str, Tensor]
 
@@ -29,15 +27,9 @@ class NoAdjoint(bilevel.Solver):
 
     def compute(
         self, operator: bilevel.LinearOperator, rhs: Tensor, target: Tensor, state: Any
-    ) -> Outcome:
-        count = torch.zeros(rhs.shape[0], dtype=torch.int64, device=rhs.device)
-        return Outcome(
-            value=torch.zeros_like(rhs),
-            iterations=count,
-            flag=torch.full_like(count, OK),
-            curvature=torch.full_like(rhs[:, 0], math.inf),
-            residual=rhs,
-        )
+    ) -> bilevel.Outcome:
+        outcome = bilevel.Outcome.after(torch.zeros_like(rhs), steps=0)
+        return dataclasses.replace(outcome, residual=rhs)
 
 
 def unroll(
