@@ -12,8 +12,9 @@ from bilevel.solution import Result
 
 Cause = Literal["inner", "differences", "linear", "bias", "derivative"]
 
-# A gradient is called wrong where it is off by more than this many times what the differences at h
-# and h/2 disagree by. Across a jump that is half of the difference, and the jump then is the news.
+# A gradient is called wrong where it is off by more than this many times what an unfinished inner
+# solve explains, and what the differences at h and h/2 disagree by. Across a jump that is half of
+# the difference, and the jump then is the news.
 _CLEARLY = 4.0
 
 _MORE = " More terms or steps, or a solver with a tolerance, go further."
@@ -85,9 +86,10 @@ class GradientCheck:
         """
         if self.ok:
             return None
-        if not self._solved:
+        error = max(self.relative_errors)
+        if not self._solved and error <= _CLEARLY * self._unsolved:
             return "inner"
-        if max(self.relative_errors) <= _CLEARLY * self._relative(max(self.uncertainties)):
+        if error <= _CLEARLY * self._relative(max(self.uncertainties)):
             return "differences"
         if not self.info.solution.result.ok or self._residual > self.tolerance:
             return "linear"
@@ -102,10 +104,13 @@ class GradientCheck:
         if self.suspects:
             said.append(
                 f"Differences contradict {' and '.join(self.suspects)}: look there for a custom "
-                "autograd.Function with a wrong backward, .detach(), .item() or torch.no_grad."
+                "autograd.Function with a wrong backward, .detach(), .item(), or a kink."
             )
-        if self._biases:
+        if self._biases and self.cause != "bias":
             said.append(f"Note: {self._biases} biases the gradient on purpose.")
+        lowest = self.info.solution.stats.smallest_curvature
+        if lowest is not None and lowest < 0:
+            said.append(f"Note: a curvature of {lowest:.1e} was seen: theta is no minimum.")
         if self.dtype == torch.float32:
             said.append("float64 would tell more.")
         return " ".join(said)
@@ -170,8 +175,10 @@ class GradientCheck:
                 f"{self.info.solution.result.message}"
             ) + _MORE * (self.info.solution.result is Result.TRUNCATED)
         if self.cause == "bias":
-            return f"The gradient is off by {off}, most likely by the bias of {self._biases}."
+            return (
+                f"The gradient is off by {off}, most likely as {self._biases} biases it on purpose."
+            )
         return (
-            f"The gradient is wrong by {off}, although the inner problem and the linear system are "
-            "solved and the differences agree among each other."
+            f"The gradient is wrong by {off}, which neither the inner solves nor the linear solve "
+            "nor the uncertainty of the differences explains."
         ) + ("" if self.suspects else " theta*(phi) may have a kink at phi, or jump beside it.")
