@@ -36,6 +36,8 @@ class ComparedRun:
         evaluation: the scores.
         predict_seconds: to predict 1000 test rows: probabilities, before any decoder. None in
             records that are older than this figure.
+        earlier_phase: the phase that the scored weights are of, where it is not the method's last
+            one: of its pretraining, if nothing after it was better on validation. Else empty.
     """
 
     method: str
@@ -46,6 +48,7 @@ class ComparedRun:
     epoch_seconds: float
     evaluation: Evaluation
     predict_seconds: float | None = None
+    earlier_phase: str = ""
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ComparedRun:
@@ -196,6 +199,20 @@ class Comparison:
                 lines.append(
                     f"{decoder}: {method} against {self.baseline} {100 * found.mean:+.2f} "
                     f"({spread}): {_A_CONTROL if method == self.control else found.verdict}"
+                )
+        return lines
+
+    def notes(self) -> list[str]:
+        """Say of which methods the scored weights are not of the last phase, a line each."""
+        lines = []
+        for method in self.methods:
+            runs = [run for run in self.runs if run.method == method]
+            phases = dict.fromkeys(run.earlier_phase for run in runs if run.earlier_phase)
+            if phases:
+                count = sum(bool(run.earlier_phase) for run in runs)
+                lines.append(
+                    f"{method}: {count} of {len(runs)} seeds kept the weights of an earlier phase "
+                    f"({', '.join(phases)}), as nothing after it was better on validation"
                 )
         return lines
 

@@ -124,7 +124,7 @@ class Evaluation:
 
         table = Table(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
         table.add_column("part, decoder", no_wrap=True)
-        for name in ("example-F1", "micro-F1", "macro-F1", "Hamming", "subset"):
+        for name in ("example-F1", "micro-F1", "macro-F1", "1 - Hamming", "subset"):
             table.add_column(name, justify="right", no_wrap=True)
         for part, decoders in self.scores.items():
             table.add_row(f"{part}, {self.rows[part]} rows", style="bold")

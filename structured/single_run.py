@@ -212,6 +212,7 @@ def _scored(shared: Shared, run: Run, result: RunResult) -> ComparedRun:
         ),
         evaluation=score_run(result, shared.validation, shared.test, method=run.label),
         predict_seconds=_predict_seconds(result, shared.test),
+        earlier_phase="" if result.best_phase == last else result.best_phase,
     )
     write_json(run.folder / EVALUATION, found.evaluation.to_dict())
     write_json(file, {"mark": mark, "run": asdict(found)})

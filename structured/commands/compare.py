@@ -148,7 +148,8 @@ def compare(
         say_above(
             f"{done.method}, seed {done.seed}: validation example-F1 "
             f"{100 * scores.example_f1:.2f} (expected F1), best epoch {done.best_epoch} of "
-            f"{done.epochs}, {done.seconds:.0f} s"
+            f"{done.epochs}{f' ({done.earlier_phase})' if done.earlier_phase else ''}, "
+            f"{done.seconds:.0f} s"
         )
         if done.method in drawn and done.seed == seed:
             title, before = done.evaluation.title, f"{folder_name(done.method)}-"
@@ -187,7 +188,7 @@ def compare(
         print_table(found.table(), least=WIDTH)
         # Of many methods one decoder's, which is that of independent labels where they are.
         verdicts = found.verdicts() if len(chosen) <= FEW else found.verdicts([JOINT])
-        for line in (*found.choices(), *verdicts):
+        for line in (*found.choices(), *found.notes(), *verdicts):
             print(line)
         say(f"Results: {folder / COMPARISON}")
         for path in pictures:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -219,3 +220,18 @@ def test_nothing_to_compare_or_labels_of_one_folder_are_refused(changes: dict[st
 def test_labels_become_folders() -> None:
     assert folder_name("implicit:primary=Value, T = 2") == "implicit-primary-Value-T-2"
     assert folder_name("../..") == "method"
+
+
+def test_weights_of_an_earlier_phase_are_named() -> None:
+    first = [replace(made("ours", seed, 0.5), earlier_phase="pretraining") for seed in (0, 1)]
+    found = comparison(*first, made("ours", 2, 0.5), made("base", 0, 0.5))
+    (line,) = found.notes()
+    assert line.startswith("ours: 2 of 3 seeds kept the weights of an earlier phase (pretraining)")
+    assert Comparison.from_dict(json.loads(json.dumps(found.to_dict()))) == found
+
+
+def test_a_run_whose_pretraining_was_best_says_so() -> None:
+    method = {"implicit": Implicit(pretrain_epochs=1, outer_lr=0.0, inner_lr=0.0)}
+    options: dict[str, Any] = {"seeds": (0,), "config": CONFIG, "model": MODEL}
+    (done,) = compare(method, *PARTS, **options).runs
+    assert done.earlier_phase == ("pretraining" if done.best_epoch == 1 else "")
