@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -12,6 +13,22 @@ from typing import Any
 from structured.errors import StructuredError
 
 
+def check_folder(path: Path) -> None:
+    """Check that a file can be written where it is to be, as far as its folder goes.
+
+    Raises:
+        FileNotFoundError: if the folder is not there; it is what the error names.
+
+    Example:
+        >>> check_folder(Path("nowhere/at/all.txt"))
+        Traceback (most recent call last):
+        FileNotFoundError: [Errno 2] there is no such folder; make it first: 'nowhere/at'
+    """
+    if not path.parent.is_dir():
+        reason = "there is no such folder; make it first"
+        raise FileNotFoundError(errno.ENOENT, reason, os.fspath(path.parent))
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write `data` to `path` so that a kill or a full disk leaves what was there before.
 
@@ -19,8 +36,10 @@ def write_atomically(path: Path, data: bytes) -> None:
     file is always the same, so a killed run leaves at most one behind, which the next one replaces.
 
     Raises:
-        OSError: if the bytes cannot be written; the file is then as it was.
+        OSError: if the bytes cannot be written; the file is then as it was. It names the file, or
+            the folder if that is missing, and never the one beside it.
     """
+    check_folder(path)
     temporary = path.with_name(f".{path.name}.part")
     try:
         with open(temporary, "wb") as stream:
@@ -28,9 +47,11 @@ def write_atomically(path: Path, data: bytes) -> None:
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename, error.filename2 = os.fspath(path), None
         raise
     _sync_folder(path.parent)
 

@@ -25,10 +25,13 @@ app = typer.Typer(
 
 
 @app.callback()
-def default(context: typer.Context) -> None:
+def default(context: typer.Context, as_json: options.Json = False) -> None:
     """List the known data sets if nothing else is asked for."""
     if context.invoked_subcommand is None:
-        list_sets(as_json=False)
+        list_sets(as_json=as_json)
+    elif as_json:
+        command = context.invoked_subcommand
+        raise UsageError(f"--json stands after the command: `structured data {command} ... --json`")
 
 
 @app.command("list")

@@ -78,7 +78,8 @@ def explain(error: BaseException) -> tuple[str, int] | None:
 
 def _usage(error: Any) -> str:
     """The message of one of click's errors; none where the help text was shown instead."""
-    text = str(error.format_message()).rstrip(".")
+    # The prefix is that of the library which checks types for some versions of typer.
+    text = str(error.format_message()).rstrip(".").replace("Value error, ", "", 1)
     path = getattr(getattr(error, "ctx", None), "command_path", None)
     return f"{text}; see `{path} --help`" if text and path else text
 

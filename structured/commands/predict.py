@@ -68,9 +68,14 @@ def predict(
 
     Columns are found by their names, where the model and the file have names.
     """
+    from structured._atomic import check_folder, write_atomically
     from structured.commands.trained import SHORT_NAMES, load_trained
 
+    if output is not None:
+        check_folder(output)
     trained = load_trained(run)
+    if not file.is_file():
+        raise DataError(_absent(file, run), file)
     X = _read(file, trained, features_from)
     probabilities = trained.predict(X)
     if decoder is DecoderName.joint:
@@ -82,8 +87,6 @@ def predict(
     if output is None:
         sys.stdout.writelines(lines)
         return
-    from structured._atomic import write_atomically
-
     write_atomically(output, "".join(lines).encode())
     say(f"{len(sets)} rows: {output}")
 
@@ -92,8 +95,6 @@ def _read(file: Path, trained: Trained, features_from: int | None) -> Any:
     """The features of a file, as the model wants them."""
     from structured.data import read_arff, read_libsvm, read_npz
 
-    if not file.is_file():
-        raise DataError("there is no such file; check the path", file)
     match file_format(file):
         case "npz":
             data = read_npz(file)
@@ -108,6 +109,17 @@ def _read(file: Path, trained: Trained, features_from: int | None) -> Any:
                 features_from = trained.source.reading["features_from"]
             return read_libsvm(file, n_features=trained.n_features, features_from=features_from).X
     raise DataError("the format is not known from the name; wanted .npz, .arff or .svm", file)
+
+
+def _absent(file: Path, run: Path) -> str:
+    from structured.data import known_names
+
+    if str(file) not in known_names():
+        return "there is no such file; check the path"
+    return (
+        "there is no such file, and predictions are made for the rows of a file; to score the "
+        f"model on the data set of this name, `structured evaluate {run} --data {file}`"
+    )
 
 
 def _lines(

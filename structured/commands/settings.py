@@ -61,10 +61,7 @@ class Source:
             values = json.loads((folder / SETTING).read_bytes())
             return cls(**{**values, "feature_names": tuple(values["feature_names"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{folder}: holds no finished run of `structured train` or `structured compare` "
-                f"({SETTING} is not there or damaged)"
-            ) from error
+            raise CheckpointError(f"{folder}: {_no_run(folder)}") from error
 
     def parts(
         self, *, download: bool = True
@@ -143,6 +140,22 @@ def prepare(
         feature_names=data.feature_names,
     )
     return Prepared(source, train_validation_test(data, split, fraction=fraction), model, config)
+
+
+def _no_run(folder: Path, most: int = 5) -> str:
+    """Why a folder is not that of a run, and what is: a comparison has its runs deeper within."""
+    deeper = (file.parent for file in folder.glob(f"*/*/{SETTING}"))
+    runs = sorted(str(place.relative_to(folder)) for place in deeper)
+    if not runs or (folder / SETTING).exists():
+        return (
+            "holds no finished run of `structured train` or `structured compare` "
+            f"({SETTING} is not there or damaged)"
+        )
+    more = f" and {len(runs) - most} more" if len(runs) > most else ""
+    return (
+        f"is the folder of a comparison; name one of its runs, such as {folder / runs[0]}; it has "
+        f"{', '.join(runs[:most])}{more}"
+    )
 
 
 def claim(folder: Path, resume: bool, holds: str) -> None:

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import sparse
 
+from structured._atomic import check_folder
 from structured.data.multilabel import MultiLabelData, Split
 from structured.errors import DataError
 
@@ -123,6 +124,7 @@ def write_npz(data: MultiLabelData, path: str | os.PathLike[str]) -> None:
 
 
 def _save(path: Path, arrays: Mapping[str, NDArray[Any]]) -> None:
+    check_folder(path)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
         with open(temporary, "xb") as stream:

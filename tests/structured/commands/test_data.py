@@ -13,8 +13,11 @@ def test_data_lists_the_known_sets_in_a_table_and_as_json() -> None:
     for text in (ok("data").stdout, ok("data", "list").stdout):
         assert "digits" in text
         assert "bibtex" in text
-    names = [entry["name"] for entry in json.loads(ok("data", "list", "--json").stdout)]
-    assert names[0] == "digits"
+    for text in (ok("data", "--json").stdout, ok("data", "list", "--json").stdout):
+        assert json.loads(text)[0]["name"] == "digits"
+    assert "--json stands after the command: `structured data list ..." in refused(
+        2, "data", "--json", "list"
+    )
 
 
 def test_data_shows_statistics_splits_and_frequent_labels(file: Path) -> None:

@@ -30,6 +30,11 @@ def cut(path: Path) -> str:
         (("train", "-m", "svm"), "wanted one of 'cross_entropy', 'implicit'"),
         (("train", "-m", "implicit:speed=1"), "found unknown 'speed'"),
         (("train", "-m", "implicit:fast"), "wanted name=value, found 'fast'"),
+        (
+            ("train", "-m", "implicit:primary=Vlaue"),
+            "'Vlaue', wanted one of Margin, ContrastiveDivergence, Value; did you mean 'Value'?",
+        ),
+        (("train", "-m", "implicit:sampler=soft"), "NoPathSoft; did you mean 'Soft'?"),
         (("train", "-m", "implicit:damping.x=1"), "damping has no options of its own"),
         (("train", "-m", "nowhere.json"), "there is no such file"),
         (("compare", "-m", "implicit", "-m", "implicit"), "names one method twice"),
@@ -93,6 +98,38 @@ def test_rows_that_do_not_fit_the_model_are_refused(trained: Path, tmp_path: Pat
     write_npz(other, tmp_path / "other.npz")
     assert "no feature 'north' and 3 more" in refused(2, "predict", trained, "other.npz")
     assert "no feature 'north'" in refused(2, "evaluate", trained, "-d", "other.npz")
+
+
+def test_a_folder_that_output_is_to_be_in_must_be_there(trained: Path, file: Path) -> None:
+    line = refused(2, "predict", trained, file, "--output", "no/where/x.txt")
+    assert line == "structured: no/where: there is no such folder; make it first"
+    Path("taken").mkdir()
+    line = refused(2, "predict", trained, file, "--output", "taken")
+    assert line == "structured: taken: Is a directory"
+    assert [path.name for path in Path().iterdir()] == ["taken"]
+
+
+def test_an_unknown_decoder_is_answered_with_the_four_in_plain_words(
+    trained: Path, file: Path
+) -> None:
+    line = refused(2, "predict", trained, file, "--decoder", "foo")
+    assert "'--decoder': 'foo' is not one of 'threshold', 'tuned', 'expected_f1', 'joint'" in line
+
+
+def test_predict_says_what_to_do_with_a_data_set_that_is_known_by_name(trained: Path) -> None:
+    line = refused(2, "predict", trained, "digits")
+    assert f"`structured evaluate {trained} --data digits`" in line
+    assert "check the path" in refused(2, "predict", trained, "digit")
+
+
+def test_the_folder_of_a_comparison_is_answered_with_the_runs_in_it(file: Path) -> None:
+    methods = ("-m", "cross_entropy", "--seeds", 1, "--no-plots")
+    ok("compare", *methods, "-d", file, *TINY, "-o", "both", "-e", 1)
+    for command in (("evaluate", "both"), ("predict", "both", file)):
+        line = refused(1, *command)
+        assert "is the folder of a comparison; name one of its runs" in line
+        assert "both/cross-entropy/seed0" in line
+    ok("evaluate", "both/cross-entropy/seed0")
 
 
 def test_a_run_is_not_overwritten_and_another_one_is_not_resumed(

@@ -214,11 +214,11 @@ def test_a_full_disk_leaves_the_older_file_whole_and_nothing_else(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_that_is_not_there_is_named_as_the_caller_wrote_it(tmp_path):
+def test_a_folder_that_is_not_there_is_named(tmp_path):
     path = tmp_path / "nowhere" / "t.npz"
-    with pytest.raises(FileNotFoundError) as caught:
+    with pytest.raises(FileNotFoundError, match="there is no such folder; make it") as caught:
         write_npz(toy(1), path)
-    assert caught.value.filename == str(path)
+    assert caught.value.filename == str(path.parent)
 
 
 def test_writing_leaves_one_file_that_the_umask_allows_others_to_read(tmp_path):
