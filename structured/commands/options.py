@@ -244,8 +244,9 @@ class Sizes:
         _size(
             "hidden",
             metavar="N",
-            min=1,
-            help="Units of a hidden layer of the network; repeat it for more layers.",
+            min=0,
+            help="Units of a hidden layer of the network; repeat it for more layers. 0 for none: a "
+            "linear network.",
         ),
     ] = None
     dropout: Annotated[
@@ -267,8 +268,9 @@ class Sizes:
         _size(
             "energy_hidden",
             metavar="N",
-            min=1,
-            help="Units of a hidden layer of the energy's f(x); repeat it for more layers.",
+            min=0,
+            help="Units of a hidden layer of the energy's f(x); repeat it for more layers. 0 for "
+            "none: the inputs as they are.",
         ),
     ] = None
     energy_activation: Annotated[

@@ -180,6 +180,6 @@ def _chosen(part: str, given: Settings | Sizes, data: str) -> dict[str, Any]:
     """What was given of a part of `BASE`, with the defaults of the data set for the rest."""
     values = {name: getattr(given, name) for name in BASE[part]}
     return {
-        name: setting(part, name, data) if value is None else value
+        name: setting(part, name, data) if value is None else [] if value == [0] else value
         for name, value in values.items()
     }

@@ -53,6 +53,8 @@ def test_settings_that_are_not_given_are_those_of_the_data_set(
     assert method == CrossEntropy()
     assert training == {**base["training"], "seed": 0}
     assert model == {**base["model"], "energy_hidden": [7, 5]}
+    _, _, linear = called("-d", file, "--hidden", 0, "--energy-hidden", 0)
+    assert (linear["hidden"], linear["energy_hidden"]) == ([], [])
     own = presets.PRESETS["digits"]
     method, training, model = called("--seed", 4)
     assert method == CrossEntropy(lr=0.003)
