@@ -275,7 +275,7 @@ class Pullback:
         They hold on to neither the row nor what it was computed from.
         """
         plain = type(row) is Tensor and row.is_contiguous()  # or else pieces may be copies
-        if self._traced or not plain or _transforms.active():
+        if self._traced or not plain or _transforms.active() or _transforms.pushing():
             return self._pieces(row, ())
         last, place, kept = self._last
         if last() is row and place == row.data_ptr():

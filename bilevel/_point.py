@@ -106,11 +106,11 @@ class Point:
         return made
 
 
-def usable(args: Sequence[Any]) -> Sequence[Any]:
-    """Arguments with copies of inference tensors, which cannot be saved for a backward."""
-    leaves, spec = pytree.tree_flatten(args)
+def usable(tree: Tree) -> Tree:
+    """A tree, also of other things, with copies of inference tensors: no backward can save them."""
+    leaves, spec = pytree.tree_flatten(tree)
     if not any(isinstance(leaf, Tensor) and leaf.is_inference() for leaf in leaves):
-        return args
+        return tree
     copies = [leaf.clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
     return pytree.tree_unflatten(copies, spec)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from bilevel import _transforms
-from bilevel.errors import TransformError
+from bilevel.errors import InputError, TransformError
 
 OnTensors = Callable[..., tuple[Tensor, ...]]
 
@@ -30,6 +30,8 @@ def one_by_one(function: OnTensors, in_dims: Sequence[int | None], randomness: s
     def loop(*tensors: Tensor) -> tuple[Tensor, ...]:
         pairs = list(zip(tensors, in_dims, strict=True))
         size = next(tensor.shape[dim] for tensor, dim in pairs if dim is not None)
+        if not size:
+            raise InputError("torch.func.vmap over an empty batch: there is no example to solve.")
         found = [
             function(*(one if dim is None else one.select(dim, i) for one, dim in pairs))
             for i in range(size)
@@ -55,9 +57,10 @@ def unrecorded(
         batched: how it is called for a batch.
 
     Raises:
+        InputError: it has written to a tensor of its inputs.
         TransformError: it closes over a tensor that ``vmap`` has batched.
     """
-    call = _OnTensors(function, inputs)
+    call = _OnTensors(function, inputs, name)
     with _explained(name):
         if not _transforms.active():
             return call.tree(call(*call.tensors))
@@ -67,8 +70,8 @@ def unrecorded(
 class _OnTensors:
     """A function of trees as one of their tensors, which keeps what else it returns."""
 
-    def __init__(self, function: Callable[..., Any], inputs: tuple[Any, ...]) -> None:
-        self._function = function
+    def __init__(self, function: Callable[..., Any], inputs: tuple[Any, ...], name: str) -> None:
+        self._function, self._name = function, name
         self._leaves, self._spec = pytree.tree_flatten(inputs)
         self._places = [i for i, leaf in enumerate(self._leaves) if isinstance(leaf, Tensor)]
         self.tensors = [self._leaves[i].detach() for i in self._places]
@@ -78,8 +81,14 @@ class _OnTensors:
         leaves = list(self._leaves)
         for place, tensor in zip(self._places, tensors, strict=True):
             leaves[place] = tensor
+        before = [_version(tensor) for tensor in tensors]
         with torch.no_grad():
             found = self._function(*pytree.tree_unflatten(leaves, self._spec))
+        if before != [_version(tensor) for tensor in tensors]:
+            raise InputError(
+                f"{self._name} has written to a tensor that it was given, which is the caller's. "
+                "Clone it first (x = x.clone()), or write the operation out of place."
+            )
         leaves, spec = pytree.tree_flatten(found)
         # Without the tensors, which inside a transform are those of a level that ends.
         self._found = ([_PLACE if isinstance(leaf, Tensor) else leaf for leaf in leaves], spec)
@@ -93,6 +102,11 @@ class _OnTensors:
 
 
 _PLACE = object()
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; an inference tensor does not count."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _detached(tensor: Tensor) -> Tensor:

@@ -53,7 +53,9 @@ def check_gradient(
         theta: where the inner solver starts, a tree like the inner solution.
         outer_args: passed to ``outer``.
         inner_args: passed to ``inner``.
-        directions: how many, default 3; each costs four inner solutions.
+        directions: how many, default 3; each costs four inner solutions. They move every leaf of
+            phi in proportion to its size, so that little is seen of one that is tiny beside the
+            others: check that by a problem with the others held fixed.
         step: the length h of the step along a direction of norm 1; by default one that moves every
             leaf of phi by about ``eps**0.3`` (2e-5 in float64, 8e-3 in float32) times its root mean
             square (a leaf of zeros: that of all of phi, or 1).

@@ -6,9 +6,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from bilevel._checks import check_function
+from bilevel._closures import follows
 from bilevel._tree import Tree, flatten
 from bilevel._unrecorded import unrecorded
 from bilevel.errors import InputError
@@ -50,7 +53,8 @@ def custom_argmin(
     Returns:
         What makes of ``solve(phi, *args, **options) -> theta_star`` a function of the same
         arguments. ``args`` reach ``inner`` too; keyword options reach your solver alone and are
-        not differentiated, such as a first guess or a number of steps.
+        not differentiated, such as a first guess or a number of steps; one that requires grad is
+        refused. Your solver may write to phi, of which it gets a copy, but not to ``args``.
 
     Raises:
         InputError: an option does not fit; when called, what the solver returned is no tree of
@@ -180,11 +184,13 @@ def _decorator(name: str, attach: Callable[..., Tree], has_aux: bool) -> Decorat
         called = getattr(solve, "__name__", type(solve).__name__)
 
         def checked(phi: Tree, args: tuple[Any, ...], options: dict[str, Any]) -> tuple[Tree, Any]:
-            found = solve(phi, *args, **options)
+            # A copy: theta = phi; theta -= ... is a natural way to begin.
+            found = solve(pytree.tree_map_only(Tensor, torch.clone, phi), *args, **options)
             return _solution(found, f"what {called} returned", has_aux)
 
         @functools.wraps(solve)
         def attached(phi: Tree, *args: Any, **options: Any) -> Any:
+            _refuse_recorded(options)
             flatten(phi, "phi")
             x_star, aux = unrecorded(checked, (phi, args, options), called)
             x_star = attach(phi, x_star, args=args)
@@ -193,6 +199,21 @@ def _decorator(name: str, attach: Callable[..., Tree], has_aux: bool) -> Decorat
         return attached
 
     return decorate
+
+
+def _refuse_recorded(options: dict[str, Any]) -> None:
+    """Refuse options whose derivative somebody waits for: it would be lost without a word."""
+    for name, option in options.items():
+        tensors = [leaf for leaf in pytree.tree_leaves(option) if isinstance(leaf, Tensor)]
+        states = [follows(leaf) for leaf in tensors]
+        if any(one not in (None, "is being vmapped") for one in states) or any(
+            leaf.requires_grad for leaf in tensors
+        ):
+            raise InputError(
+                f"{name} is an option and requires grad (or is tracked by a transform), but "
+                "options are not differentiated. Pass it as one of args, which reach the condition "
+                "too, or detach it."
+            )
 
 
 def _solution(found: Any, what: str, has_aux: bool) -> tuple[Tree, Any]:

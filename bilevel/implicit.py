@@ -14,6 +14,7 @@ from bilevel._checks import check_args, check_function, check_scalar, refuse_unu
 from bilevel._closures import Constant, behind
 from bilevel._guard import Guard
 from bilevel._implicit_function import Attach, Condition
+from bilevel._point import usable
 from bilevel._tree import Tree, check_same_kind, flatten, refuse_sparse
 from bilevel.errors import InputError, TransformError
 from bilevel.linear import OnFailure, check_options
@@ -199,9 +200,9 @@ def _attach(
             "known to be. Use GMRES or BiCGStab, or root(..., symmetric=True) where it is."
         )
     x_leaves, layout = flatten(x_star, names[1])
-    phi_leaves, phi_layout = flatten(phi, "phi")
+    phi_leaves, phi_layout = flatten(usable(phi), "phi")
     check_same_kind(layout, names[1], phi_layout, "phi")
-    arg_leaves, arg_spec = pytree.tree_flatten(check_args(args, "args"))
+    arg_leaves, arg_spec = pytree.tree_flatten(usable(check_args(args, "args")))
     tensors = [i for i, leaf in enumerate(arg_leaves) if isinstance(leaf, Tensor)]
     params = [*phi_leaves, *(arg_leaves[i] for i in tensors)]
     if any(param.is_complex() and param.requires_grad for param in params):

@@ -105,3 +105,53 @@ def test_errors_of_a_solver_say_how_it_is_called() -> None:
         with pytest.raises(RuntimeError) as caught:
             vmap(attached, (0, None))(PHIS, X)
         assert "has to be one that vmap can carry" in caught.value.__notes__[0]
+
+
+def test_an_option_that_is_differentiated_is_refused_and_not_dropped() -> None:
+    def penalized(p: Tensor, t: Tensor, weight: Any = 1.0) -> Tensor:
+        return ((t - p) ** 2).sum() + weight * (t**2).sum()
+
+    def shrink(p: Tensor, weight: Any = 1.0) -> Tensor:
+        return p / (1 + weight)
+
+    solve = bilevel.custom_argmin(penalized)(shrink)
+    phi, weight = torch.ones(2, dtype=F64), torch.tensor(2.0, dtype=F64)
+    with pytest.raises(bilevel.InputError, match=r"weight is an option .* Pass it as one of args"):
+        solve(phi, weight=weight.clone().requires_grad_())
+    with pytest.raises(bilevel.InputError, match="weight is an option"):
+        torch.func.grad(lambda w: solve(phi, weight=w).sum())(weight)
+    slope = torch.func.grad(lambda w: solve(phi, w).sum())(weight)
+    torch.testing.assert_close(slope, torch.tensor(-2 / 9, dtype=F64))
+
+
+def test_a_solver_may_write_to_phi_but_not_to_its_other_arguments() -> None:
+    def square(p: Tensor) -> Tensor:
+        p *= p
+        return p
+
+    phi = torch.tensor(3.0, dtype=F64, requires_grad=True)
+    solve = bilevel.custom_argmin(lambda p, t: (t - p**2) ** 2)(square)
+    found = solve(phi)
+    assert (phi.item(), found.item()) == (3.0, 9.0)
+    assert torch.autograd.grad(found, phi)[0].item() == pytest.approx(6.0)
+    assert torch.func.grad(solve)(phi.detach()).item() == pytest.approx(6.0)
+
+    @bilevel.custom_argmin(lambda p, t, x: ((t - p * x) ** 2).sum())
+    def scaled(p: Tensor, x: Tensor) -> Tensor:
+        x *= p
+        return x
+
+    with pytest.raises(bilevel.InputError, match=r"scaled has written to a tensor .* Clone it"):
+        scaled(phi, torch.ones(2, dtype=F64))
+
+
+def test_inference_tensors_are_taken() -> None:
+    with torch.inference_mode():
+        matrix = 2 * torch.eye(2, dtype=F64)
+    phi = torch.ones(2, dtype=F64, requires_grad=True)
+    root = bilevel.root(lambda p, x, A: A @ x - p, phi, phi.detach() / 2, args=(matrix,))
+    found = bilevel.linear_solve(lambda A, x: A @ x, matrix, phi)
+    for x in (root, found):
+        torch.testing.assert_close(
+            torch.autograd.grad(x.sum(), phi)[0], torch.full_like(phi, 0.5).detach()
+        )

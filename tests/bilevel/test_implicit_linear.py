@@ -217,3 +217,10 @@ def test_a_system_of_spd_form_keeps_its_gradient_under_every_symmetric_solver() 
         options: dict[str, Any] = {"solver": solver, "symmetric": True}
         found = grad(lambda b, o=options: outer(linear(matrix, b, **o)[:3]))(B)
         assert_near(found, grad(lambda b: outer(by_inverse(matrix, b)[:3]))(B))
+
+
+def test_an_empty_batch_is_refused() -> None:
+    with pytest.raises(bilevel.InputError, match="empty batch"):
+        torch.func.vmap(lambda b: bilevel.linear_solve(lambda p, x: 2 * x, (), b))(
+            torch.zeros(0, 3)
+        )

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn import functional as F
 
 import bilevel
@@ -258,7 +259,7 @@ def test_a_vector_that_was_given_other_memory_is_multiplied_anew() -> None:
     buffer = normal(12, seed=5)
     changes: list[Callable[[Tensor], Any]] = [
         lambda row: setattr(row, "data", normal(1, 6, seed=6)),
-        lambda row: row.set_(normal(1, 6, seed=7)),
+        lambda row: row.set_(normal(1, 6, seed=7)),  # pyright: ignore[reportArgumentType]
         lambda row: row.as_strided_((1, 6), (6, 1), 6),
         lambda row: row.mul_(2.0),
         lambda row: row.data.add_(1.0),
@@ -349,3 +350,16 @@ def test_leaves_whose_entries_share_memory_are_differentiated(hvp: HVP) -> None:
 
 
 PHI_ONES = torch.ones(3, dtype=F64)
+
+
+@pytest.mark.parametrize("damping", [0.0, 0.5])
+def test_a_product_carries_a_forward_derivative(damping: float) -> None:
+    problem = bilevel.ImplicitProblem(
+        lambda p, t: t.sum(), lambda p, t: (t**3).sum(), damping=damping
+    )
+    theta = torch.tensor([1.0, 2.0], dtype=F64)
+    operator = problem.operator(torch.tensor(0.0, dtype=F64), theta)
+    along = torch.tensor([3.0, 5.0], dtype=F64)
+    with forward_ad.dual_level():
+        found = operator @ forward_ad.make_dual(torch.ones(2, dtype=F64), along)
+        assert_near(forward_ad.unpack_dual(found).tangent, (6 * theta + damping) * along)
