@@ -44,8 +44,8 @@ def check_gradient(
     along random directions ``d`` with central differences of ``outer(phi, theta*(phi))``, for which
     the inner problem is solved again at ``phi ± h d`` and ``phi ± h d / 2``: that the two
     differences disagree tells a bad difference from a bad gradient. Every evaluation sees the same
-    random numbers, and nothing is left changed, as in :func:`bilevel.implicit_grad`. What a solve
-    misses is told in the result, not warned of.
+    random numbers, and nothing is left changed, as in :func:`bilevel.implicit_grad` (but for what a
+    ``solve`` of your own writes to). What a solve misses is told in the result, not warned of.
 
     Args:
         problem: the problem as it is to be used: solver, damping and all.
