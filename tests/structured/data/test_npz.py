@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import signal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -68,7 +69,8 @@ def test_names_and_meta_may_be_absent(tmp_path):
 def dense(tmp_path, **changes):
     arrays = {"X": np.array([[1, 0, 2.5], [0, 0, 0]]), "Y": np.array([[0, 1], [1, 1]])} | changes
     path = tmp_path / "plain.npz"
-    np.savez(path, **{key: value for key, value in arrays.items() if value is not None})
+    kept: dict[str, Any] = {key: value for key, value in arrays.items() if value is not None}
+    np.savez(path, **kept)
     return path
 
 
