@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
@@ -50,3 +52,20 @@ def check_scalar(value: Any, name: str) -> Tensor:
     if not value.is_floating_point():
         raise InputError(f"{name} returned {value.dtype}; wanted a floating 0-d tensor.")
     return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a real number; True and False are not."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def check_positive(owner: str, name: str, value: Any) -> None:
+    """Refuse what is not a finite number above 0."""
+    if not is_number(value) or not 0.0 < value < math.inf:
+        raise InputError(f"{owner}: {name} must be finite and above 0, found {value!r}.")
+
+
+def check_count(owner: str, name: str, value: int) -> None:
+    """Refuse a count that is not an integer of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise InputError(f"{owner}: {name} must be an integer of at least 1, found {value!r}.")

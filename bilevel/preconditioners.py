@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bilevel._checks import check_count
 from bilevel._spectrum import low_rank
 from bilevel.errors import InputError
 from bilevel.operators import LinearOperator
@@ -55,8 +56,8 @@ class Jacobi(Preconditioner):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.probes is not None and self.probes < 1:
-            raise InputError(f"Jacobi: probes must be at least 1 or None, found {self.probes}.")
+        if self.probes is not None:
+            check_count("Jacobi", "probes", self.probes)
 
     def init(self, operator: LinearOperator) -> State:
         diagonal = operator.diagonal() if self.probes is None else self._estimate(operator)
@@ -99,8 +100,7 @@ class NystromPreconditioner(Preconditioner):
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise InputError(f"NystromPreconditioner: rank must be at least 1, found {self.rank}.")
+        check_count("NystromPreconditioner", "rank", self.rank)
 
     def init(self, operator: LinearOperator) -> State:
         if not operator.symmetric:
@@ -126,6 +126,13 @@ def prepare(preconditioner: PreconditionerLike | None, operator: LinearOperator)
     """The state of a preconditioner; empty for none and for a plain function."""
     if isinstance(preconditioner, Preconditioner):
         return preconditioner.init(operator)
+    if preconditioner is not None and (
+        isinstance(preconditioner, type) or not callable(preconditioner)
+    ):
+        raise InputError(
+            f"preconditioner is {preconditioner!r}; wanted an object such as bilevel.Jacobi(), or "
+            "a function of a vector [n]."
+        )
     return {}
 
 

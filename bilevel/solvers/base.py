@@ -11,6 +11,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
+from bilevel._checks import check_count, is_number
 from bilevel._spectrum import settled
 from bilevel.errors import InputError
 from bilevel.operators import LinearOperator
@@ -175,16 +176,10 @@ def check_tolerances(solver: str, rtol: Tolerance, atol: float) -> None:
     """Refuse tolerances no solve could mean."""
     if isinstance(rtol, str) and rtol != "auto":
         raise InputError(f'{solver}: rtol must be a number, "auto" or None, found {rtol!r}.')
-    if isinstance(rtol, int | float) and not 0.0 <= rtol < 1.0:
-        raise InputError(f"{solver}: rtol must be in [0, 1), found {rtol}.")
-    if not 0.0 <= atol < float("inf"):
-        raise InputError(f"{solver}: atol must be a finite number of at least 0, found {atol}.")
-
-
-def check_count(solver: str, name: str, value: int) -> None:
-    """Refuse a count that is not an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{solver}: {name} must be an integer of at least 1, found {value!r}.")
+    if rtol not in (None, "auto") and (not is_number(rtol) or not 0.0 <= rtol < 1.0):
+        raise InputError(f"{solver}: rtol must be in [0, 1), found {rtol!r}.")
+    if not is_number(atol) or not 0.0 <= atol < float("inf"):
+        raise InputError(f"{solver}: atol must be a finite number of at least 0, found {atol!r}.")
 
 
 def dot(left: Tensor, right: Tensor) -> Tensor:

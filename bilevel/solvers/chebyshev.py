@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from bilevel._checks import check_positive
 from bilevel._spectrum import lanczos
 from bilevel.errors import InputError
 from bilevel.operators import LinearOperator
@@ -63,8 +64,8 @@ class Chebyshev(Iterative):
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, bound in (("lower", self.lower), ("upper", self.upper)):
-            if bound is not None and not 0.0 < bound < math.inf:
-                raise InputError(f"Chebyshev: {name} must be finite and above 0, found {bound}.")
+            if bound is not None:
+                check_positive("Chebyshev", name, bound)
         if self.lower is not None and self.upper is not None and self.lower > self.upper:
             raise InputError(f"Chebyshev: lower {self.lower} is above upper {self.upper}.")
 

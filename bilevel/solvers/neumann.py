@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -10,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from bilevel._checks import check_positive
 from bilevel._spectrum import lanczos
 from bilevel.errors import InputError
 from bilevel.operators import LinearOperator
@@ -74,8 +74,8 @@ class Neumann(Stepwise):
         if isinstance(self.step, str):
             if self.step != "auto":
                 raise InputError(f'Neumann: step must be a number or "auto", found {self.step!r}.')
-        elif not 0.0 < self.step < math.inf:
-            raise InputError(f"Neumann: step must be finite and above 0, found {self.step}.")
+        else:
+            check_positive("Neumann", "step", self.step)
 
     def tolerances(self, dtype: torch.dtype) -> tuple[float | None, float]:
         return resolve_rtol(self.rtol, dtype), self.atol

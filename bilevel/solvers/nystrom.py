@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from bilevel._checks import check_positive
 from bilevel._spectrum import low_rank
-from bilevel.errors import InputError
 from bilevel.operators import LinearOperator
 from bilevel.preconditioners import low_rank_inverse
 from bilevel.solution import State
@@ -50,8 +49,8 @@ class Nystrom(Solver):
 
     def __post_init__(self) -> None:
         check_count("Nystrom", "rank", self.rank)
-        if self.rho is not None and not 0.0 < self.rho < math.inf:
-            raise InputError(f"Nystrom: rho must be finite and above 0, found {self.rho}.")
+        if self.rho is not None:
+            check_positive("Nystrom", "rho", self.rho)
 
     def init(self, operator: LinearOperator) -> State:
         return vars(low_rank(operator, self.rank, self.seed, self.rho)).copy()

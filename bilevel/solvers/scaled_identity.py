@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bilevel.errors import InputError
+from bilevel._checks import check_positive
 from bilevel.operators import LinearOperator
 from bilevel.solution import State
 from bilevel.solvers.base import Outcome, Solver
@@ -37,10 +37,7 @@ class ScaledIdentity(Solver):
     scale: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0.0 < self.scale < math.inf:
-            raise InputError(
-                f"ScaledIdentity: scale must be finite and above 0, found {self.scale}."
-            )
+        check_positive("ScaledIdentity", "scale", self.scale)
 
     def compute(
         self,

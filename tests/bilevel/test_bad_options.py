@@ -119,3 +119,26 @@ def test_a_problem_too_large_to_write_down_is_refused_before_it_is() -> None:
             theta + 1,
             solver=bilevel.Exact(max_size=8),
         )
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: bilevel.CG(atol="x"), "atol must be a finite number of at least 0, found 'x'"),  # type: ignore[arg-type]
+        (lambda: bilevel.Jacobi(probes="3"), "probes must be an integer of at least 1, found '3'"),  # type: ignore[arg-type]
+        (lambda: bilevel.NystromPreconditioner(rank=0), "rank must be an integer of at least 1"),
+        (lambda: bilevel.ScaledIdentity("a"), "scale must be finite and above 0, found 'a'"),  # type: ignore[arg-type]
+        (lambda: bilevel.Chebyshev(lower="a"), "lower must be finite and above 0, found 'a'"),  # type: ignore[arg-type]
+        (lambda: bilevel.Nystrom(2, rho="a"), "rho must be finite and above 0, found 'a'"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_number_of_a_solver_that_is_none_is_named(make: Callable[[], Any], message: str) -> None:
+    with raises(message):
+        make()
+
+
+@pytest.mark.parametrize("given", ["Jacobi", bilevel.Jacobi, 3.0])
+def test_a_preconditioner_that_is_none_is_named(given: Any) -> None:
+    for solver in (bilevel.CG, bilevel.MINRES, bilevel.GMRES, bilevel.BiCGStab):
+        with raises("wanted an object such as bilevel.Jacobi(), or a function of a vector [n]"):
+            bilevel.solve(bilevel.Identity(2), torch.ones(2), solver(preconditioner=given))
