@@ -122,9 +122,16 @@ class Evaluation:
         from rich import box
         from rich.table import Table
 
-        table = Table(title=self.title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+        table = Table(
+            title=self.title,
+            title_justify="left",
+            caption="percent; Hamming: labels that are right, subset: rows with all labels right",
+            caption_justify="left",
+            box=box.SIMPLE_HEAD,
+            pad_edge=False,
+        )
         table.add_column("part, decoder", no_wrap=True)
-        for name in ("example-F1", "micro-F1", "macro-F1", "1 - Hamming", "subset"):
+        for name in ("example-F1", "micro-F1", "macro-F1", "Hamming", "subset"):
             table.add_column(name, justify="right", no_wrap=True)
         for part, decoders in self.scores.items():
             table.add_row(f"{part}, {self.rows[part]} rows", style="bold")

@@ -69,9 +69,9 @@ def test_each_of_several_right_hand_sides_is_solved_as_if_alone() -> None:
 
 def test_a_batch_of_matrices_keeps_the_residuals_of_each() -> None:
     matrices = torch.stack([decaying(140, 1e4, 20), decaying(140, 1e2, 10)])
-    b = normal(140, 2, seed=3)
+    b = normal(2, 140, seed=3)
     found = bilevel.solve(bilevel.Matrix(matrices), b, bilevel.Auto(rtol=1e-10))
-    wanted = torch.linalg.solve(matrices, b.T.unsqueeze(-1)).squeeze(-1).T
+    wanted = torch.linalg.solve(matrices, b.unsqueeze(-1)).squeeze(-1)
     assert error(found.value, wanted) < 1e-7
 
 
