@@ -44,8 +44,8 @@ class Outcome:
         residual: ``b - A x`` as ``[k, n]``, where the solver holds it exactly; else None.
         ritz: smallest and largest Ritz value of each row, ``[k]`` both, where they come for
             nothing; infinite where a row took no step.
-        tridiagonal: what they are the eigenvalues of, for :func:`bilevel._spectrum.ritz`, where
-            the solver leaves that to whoever asks for them.
+        tridiagonal: what they are the eigenvalues of (the diagonal and the entries beside it, a
+            matrix a row), where the solver leaves that to whoever asks for them.
         learned: makes the state for a next solve of what this one has met, where it can.
 
     Example:
