@@ -205,10 +205,8 @@ def _refuse_recorded(options: dict[str, Any]) -> None:
     """Refuse options whose derivative somebody waits for: it would be lost without a word."""
     for name, option in options.items():
         tensors = [leaf for leaf in pytree.tree_leaves(option) if isinstance(leaf, Tensor)]
-        states = [follows(leaf) for leaf in tensors]
-        if any(one not in (None, "is being vmapped") for one in states) or any(
-            leaf.requires_grad for leaf in tensors
-        ):
+        # A batch of options is none of these: each example has its own.
+        if any(x.requires_grad or follows(x) not in (None, "is being vmapped") for x in tensors):
             raise InputError(
                 f"{name} is an option and requires grad (or is tracked by a transform), but "
                 "options are not differentiated. Pass it as one of args, which reach the condition "

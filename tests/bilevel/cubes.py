@@ -24,6 +24,21 @@ class OnceDifferentiable(torch.autograd.Function):
         return grads[0] * 3 * ctx.saved_tensors[0] ** 2
 
 
+class OnceDifferentiableBowl(torch.autograd.Function):
+    """The same of ``|x|^3``, which has a minimum."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.abs() ** 3
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (x,) = ctx.saved_tensors
+        return grads[0] * 3 * x.abs() * x
+
+
 class OutsideAutograd(torch.autograd.Function):
     """A cube whose backward is a kernel autograd knows nothing of."""
 

@@ -14,6 +14,7 @@ from torch.func import functional_call
 
 import bilevel
 from bilevel import CG, GradientCheck, ImplicitProblem, Neumann, Result, check_gradient
+from tests.bilevel.cubes import OnceDifferentiableBowl
 from tests.bilevel.problems import Quadratic
 from tests.bilevel.refusals import PHI, THETA, outer
 from tests.bilevel.traces import Network, Untouched, X, Y, parameters, penalised, predicted, total
@@ -43,37 +44,36 @@ def ridge_solution(phi: Tensor, start: Tensor) -> Tensor:
 RIDGE = ImplicitProblem(ridge_outer, ridge_inner)
 
 
+class HalfSquare(torch.autograd.Function):
+    """``x^2 / 2``, whose backward is another's to get wrong."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x**2 / 2
+
+
+class Lost(HalfSquare):
+    """With a right backward, which cannot itself be differentiated rightly."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return grads[0] * ctx.saved_tensors[0].detach()
+
+
+class Doubled(HalfSquare):
+    """With a backward that is twice what it should be."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return 2 * grads[0] * ctx.saved_tensors[0]
+
+
 def lost(x: Tensor) -> Tensor:
-    """``x^2 / 2``, whose backward is right and cannot itself be differentiated rightly."""
-
-    class Lost(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            ctx.save_for_backward(x)
-            return x**2 / 2
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> Tensor:
-            (x,) = ctx.saved_tensors
-            return grads[0] * x.detach()
-
     return Lost.apply(x)  # pyright: ignore[reportReturnType]
 
 
 def doubled(x: Tensor) -> Tensor:
-    """``x^2 / 2``, whose backward is twice what it should be."""
-
-    class Doubled(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            ctx.save_for_backward(x)
-            return x**2 / 2
-
-        @staticmethod
-        def backward(ctx: Any, *grads: Tensor) -> Tensor:
-            (x,) = ctx.saved_tensors
-            return 2 * grads[0] * x
-
     return Doubled.apply(x)  # pyright: ignore[reportReturnType]
 
 
@@ -355,20 +355,8 @@ def test_it_works_without_grad_and_in_inference_mode(mode: Any) -> None:
 
 
 def test_products_that_fall_back_are_warned_of_once_and_checked() -> None:
-    class Cube(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            ctx.save_for_backward(x)
-            return x.abs() ** 3
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx: Any, *grads: Tensor) -> Tensor:
-            (x,) = ctx.saved_tensors
-            return grads[0] * 3 * x.abs() * x
-
     def cubic(phi: Tensor, theta: Tensor) -> Tensor:
-        cubed: Any = Cube.apply(theta)
+        cubed: Any = OnceDifferentiableBowl.apply(theta)
         return cubed.sum() + ((theta - phi) ** 2).sum()
 
     with pytest.warns(bilevel.ProductWarning) as caught:

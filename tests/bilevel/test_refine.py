@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 import bilevel
+from tests.bilevel.cubes import OnceDifferentiableBowl
 
 
 def logistic(phi: Tensor, theta: dict[str, Tensor]) -> Tensor:
@@ -157,20 +158,8 @@ def test_damping_does_not_move_the_minimum() -> None:
 
 
 def test_a_fallback_of_the_products_is_warned_of_once() -> None:
-    class Cube(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            ctx.save_for_backward(x)
-            return x.abs() ** 3
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx: Any, *grads: Tensor) -> Tensor:
-            (x,) = ctx.saved_tensors
-            return grads[0] * 3 * x.abs() * x
-
     def inner(phi: Tensor, theta: Tensor) -> Tensor:
-        cubed: Any = Cube.apply(theta)
+        cubed: Any = OnceDifferentiableBowl.apply(theta)
         return cubed.sum() + ((theta - phi) ** 2).sum()
 
     problem = bilevel.ImplicitProblem(lambda p, t: t.sum(), inner)
