@@ -179,7 +179,9 @@ def claim(folder: Path, resume: bool, holds: str) -> None:
 def _chosen(part: str, given: Settings | Sizes, data: str) -> dict[str, Any]:
     """What was given of a part of `BASE`, with the defaults of the data set for the rest."""
     values = {name: getattr(given, name) for name in BASE[part]}
-    return {
-        name: setting(part, name, data) if value is None else [] if value == [0] else value
-        for name, value in values.items()
-    }
+    for name, value in values.items():
+        if value is None:
+            values[name] = setting(part, name, data)
+        elif value == [0]:  # of layers: a layer of no units stands for no layer
+            values[name] = []
+    return values
