@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,7 +93,7 @@ class Point:
         found = torch.autograd.grad(value, [*self.phi, *self.theta], allow_unused=True)
         direct, slope = found[: len(self.phi)], found[len(self.phi) :]
         flat = self.theta_layout.join(filled(slope, self.theta))
-        if not bool(torch.isfinite(value + flat.sum())):
+        if not math.isfinite((value + flat.sum()).item()):
             _raise_non_finite("the value of outer", value)
             _raise_non_finite("the gradient of outer in theta", flat)
         return value.detach(), direct, flat
@@ -100,7 +101,7 @@ class Point:
     def products(self) -> Products:
         """First and second derivatives of the inner objective."""
         made = products(self.hvp, self.inner, self.phi, self.theta)
-        if not bool(torch.isfinite(made.value + made.gradient.sum())):
+        if not math.isfinite((made.value + made.gradient.sum()).item()):
             _raise_non_finite("the value of inner", made.value)
             _raise_non_finite("the gradient of inner in theta", made.gradient)
         return made

@@ -107,7 +107,8 @@ def settled(smallest: Tensor, largest: Tensor, noise: float) -> Tensor:
 
     Infinite, where none was seen, it stays.
     """
-    near = (smallest.abs() <= noise * largest.abs()) & smallest.isfinite()
+    size = smallest.abs()
+    near = (size <= noise * largest.abs()) & (size < math.inf)
     return torch.where(near, 0.0, smallest)
 
 

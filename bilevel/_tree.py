@@ -183,7 +183,7 @@ def check_finite(tree: Tree, leaves: Sequence[Tensor], argument: str) -> None:
     the whole tree, and only a suspicious sum is looked into leaf by leaf.
     """
     total = torch.stack([leaf.detach().sum() for leaf in leaves]).sum()
-    if bool(torch.isfinite(total)):
+    if math.isfinite(total.item()):
         return
     for index, leaf in enumerate(leaves):
         bad = int((~torch.isfinite(leaf)).sum())

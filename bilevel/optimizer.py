@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -227,7 +228,7 @@ class BilevelOptimizer:
             value = check_scalar(self.problem.inner(phi, self.theta, *args), "inner")
         found = gradient(value, self._theta, "inner")
         value = value.detach()
-        if not bool(torch.isfinite(value)):
+        if not math.isfinite(value.item()):
             raise NonFiniteError(
                 f"inner is {float(value)} at inner step {index}; theta has not moved in this step. "
                 "Lower the inner learning rate or clip with inner_max_norm."

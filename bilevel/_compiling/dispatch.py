@@ -289,7 +289,7 @@ def _run(
 ) -> _Found:
     # The plain way names the leaf that holds a NaN.
     given = [*call.phi, *call.theta, *([] if call.initial is None else [call.initial])]
-    if not bool(torch.isfinite(torch.stack([leaf.sum() for leaf in given]).sum())):
+    if not math.isfinite(torch.stack([leaf.sum() for leaf in given]).sum().item()):
         raise _Odd
     on_failure: OnFailure = "ignore" if quiet else options.on_failure
     hvp = "reverse"
@@ -320,7 +320,7 @@ def _run(
         adjoint = solution.value.squeeze(0)
     gradient = [d + i for d, i in zip(first.direct, implicit, strict=True)]
     total = call.phi_layout.join(gradient).sum() + first.outer_value + first.inner_value
-    if not bool(torch.isfinite(total)):
+    if not math.isfinite(total.item()):
         raise _Odd
     if audit is not None:
         audit.compare(first)
@@ -347,7 +347,7 @@ def _by_products(
 ) -> tuple[First, Solution, list[Tensor]]:
     made = CompiledProducts(program, call, _batch(options.solver, call))
     first = made.first
-    if not bool(torch.isfinite(first.slope.sum() + first.gradient.sum())):
+    if not math.isfinite((first.slope.sum() + first.gradient.sum()).item()):
         raise _Odd
     operator = damped(HessianOperator(made, call.theta_layout), options.damping)
     solution = solve_rows(

@@ -64,25 +64,31 @@ class FixedSolve:
         first, _, system, operator, start = self._begin(call)
         rhs = system.rhs if start is None else start.remaining
         carry = solver.begin(rhs, system.target, call.state)
-        self._names = tuple(carry)
         with torch.no_grad():
-            carry, record = solver.advance(operator, carry, call.state)
+            versions = {name: tensor._version for name, tensor in carry.items()}
+            after, record = solver.advance(operator, carry, call.state)
             stacked = [torch.stack([item]) for item in record]
-            outcome = solver.finish(carry, stacked, call.state, True)
+            outcome = solver.finish(after, stacked, call.state, True)
+        # What every step hands on as it found it is computed once.
+        self._names = tuple(
+            name
+            for name, tensor in carry.items()
+            if after[name] is not tensor or tensor._version != versions[name]
+        )
+        self._logical = [item.dtype is torch.bool for item in record]
         self._bridged = outcome.tridiagonal is not None
         self._last = outcome.residual is None  # a product for the true residual at the end
         history = first.slope.new_zeros(self._steps, len(record))
-        width = len(carry) + 1
+        width = len(self._names) + 1
         groups = {
-            "static": 4 + len(call.phi) + len(carry),
+            "static": 4 + len(call.phi) + len(self._names),
             "step": width,
             "block": width,
             "finish": 3 + len(call.phi) + 2 * self._bridged,
         }
         self._history = (self._steps, len(record))
-        self.program = Program(
-            self._traced, [*carry.values(), history], call.to_trace(), groups, known
-        )
+        moving = [*(after[name] for name in self._names), history]
+        self.program = Program(self._traced, moving, call.to_trace(), groups, known)
         # The programs stand for themselves now: what they were made from may go.
         del self._call, self._guard, self._functions
 
@@ -117,19 +123,19 @@ class FixedSolve:
 
     def _traced(self, *tensors: Tensor) -> list[Tensor]:
         count = len(self._names)
-        carry = dict(zip(self._names, tensors[:count], strict=True))
-        history = tensors[count]
+        moving, history = tensors[:count], tensors[count]
         call = self._call.with_tensors(tensors[count + 1 :])
         first, kept, system, operator, start = self._begin(call)
         with torch.no_grad(), without_autocast(call.theta_layout.device):
             rhs = system.rhs if start is None else start.remaining
             begun = self._solver.begin(rhs, system.target, call.state)
+            carry = {**begun, **dict(zip(self._names, moving, strict=True))}
             step = self._advance(operator, carry, history, call.state, 1)
             block = step
             if self._block > 1:
                 block = self._advance(operator, carry, history, call.state, self._block)
-            records = list(history.unsqueeze(-1).unbind(1))
-            records[2] = records[2] > 0.5
+            columns = zip(history.unsqueeze(-1).unbind(1), self._logical, strict=True)
+            records = [column > 0.5 if logical else column for column, logical in columns]
             outcome = self._solver.finish(carry, records, call.state, True)
             progress = arrived(operator, system, start, outcome)
             table = figures(system, progress, outcome.curvature)
@@ -147,7 +153,7 @@ class FixedSolve:
         state: State,
         steps: int,
     ) -> list[Tensor]:
-        now = {name: tensor.clone() for name, tensor in carry.items()}
+        now = {**carry, **{name: carry[name].clone() for name in self._names}}
         for _ in range(steps):
             now, record = self._solver.advance(operator, now, state)
             latest = torch.stack([item[0].to(history.dtype) for item in record])

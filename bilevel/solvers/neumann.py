@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -15,6 +16,7 @@ from bilevel.errors import InputError
 from bilevel.operators import LinearOperator
 from bilevel.solution import State
 from bilevel.solvers.base import (
+    DIVERGED,
     NEGATIVE,
     OK,
     SINGULAR,
@@ -41,7 +43,8 @@ class Neumann(Stepwise):
 
     The error is exactly ``(I - step A)^terms A^-1 b``; the residual ``(I - step A)^terms b`` falls
     out of the recurrence, so it is reported without a further product. Converges when every
-    eigenvalue of A lies in ``(0, 2 / step)``; a growing residual is reported as divergence.
+    eigenvalue of A lies in ``(0, 2 / step)``; a growing residual is reported as divergence, and
+    leaves zero once no digit of the answer can be right.
 
     Args:
         terms: number of terms, at least 1 (default 20).
@@ -115,6 +118,7 @@ class Neumann(Stepwise):
             "power": power,
             "square": square,
             "zero": torch.zeros_like(target),
+            "rhs": rhs,
             "start": square,
             "floor": floor,
             "ceiling": ceiling,
@@ -125,33 +129,44 @@ class Neumann(Stepwise):
     def advance(
         self, operator: LinearOperator, carry: Carry, state: State
     ) -> tuple[Carry, tuple[Tensor, ...]]:
-        total, power, active = carry["x"], carry["power"], carry["active"]
+        total, power, step = carry["x"], carry["power"], carry["step"]
         product = operator.rows(power)
-        record = (_wide_dot(power, product), carry["square"], active)
-        # A row that has arrived, or is lost, no longer moves and so stays where it is.
-        move = column(torch.where(active, carry["step"], carry["zero"]))
+        record = (_wide_dot(power, product), carry["square"])
+        if not self.fixed:  # a row that has arrived, or is lost, stays where it is
+            step = torch.where(carry["active"], step, carry["zero"])
+        move = column(step)
         total.addcmul_(power, move)
         power.addcmul_(product, move, value=-1.0)
         square = _wide_dot(power, power)
+        if self.fixed:
+            return {**carry, "square": square}, record
         active = (square > carry["floor"]) & (square < carry["ceiling"])
         return {**carry, "square": square, "active": active}, record
 
     def finish(
         self, carry: Carry, records: Sequence[Tensor], state: State, symmetric: bool
     ) -> Outcome:
-        power, square = carry["power"], carry["square"]
-        iterations = records[2].sum(0)
-        smallest, negative, singular = lowest_curvature(*records, dtype=power.dtype)
-        rounding = torch.finfo(power.dtype).eps
+        along, squares = records
+        value, power, square = carry["x"], carry["power"], carry["square"]
+        kind = torch.finfo(power.dtype)
+        active = (squares > carry["floor"]) & (squares < carry["ceiling"])
+        smallest, negative, singular = lowest_curvature(along, squares, active, dtype=power.dtype)
         if self.step == "auto":
             # The Lanczos steps may have met what b does not feel.
             smallest = torch.minimum(smallest, state["lowest"])
             negative = negative | (state["lowest"] < 0)
         # What is left of a series that has converged is rounding, whose curvature says nothing.
-        singular = singular & (square > rounding * carry["start"])
+        singular = singular & (square > kind.eps * carry["start"])
         flag = torch.where(negative, NEGATIVE, torch.where(singular, SINGULAR, OK))
         flag = flag if symmetric else torch.zeros_like(flag)
-        return Outcome(carry["x"], iterations, flag, smallest, residual=power)
+        # A residual past the ceiling leaves zero; one that was never there before it became
+        # infinite is that of an operator with infinite products.
+        seen = torch.cat([squares, square.unsqueeze(0)])
+        lost = ((seen >= carry["ceiling"]) & (seen < math.inf)).any(0)
+        flag = torch.where(lost & (flag == OK), DIVERGED, flag)
+        value = torch.where(column(lost), 0.0, value)
+        residual = torch.where(column(lost), carry["rhs"], power)
+        return Outcome(value, active.sum(0), flag, smallest, residual=residual)
 
 
 def _wide_dot(left: Tensor, right: Tensor) -> Tensor:
