@@ -182,7 +182,8 @@ def check_finite(tree: Tree, leaves: Sequence[Tensor], argument: str) -> None:
     One synchronisation when all is well: a sum over finite numbers that is itself finite clears
     the whole tree, and only a suspicious sum is looked into leaf by leaf.
     """
-    total = torch.stack([leaf.detach().sum() for leaf in leaves]).sum()
+    with torch.no_grad():
+        total = torch.stack([leaf.sum() for leaf in leaves]).sum()
     if math.isfinite(total.item()):
         return
     for index, leaf in enumerate(leaves):
