@@ -135,7 +135,7 @@ def to_accuracy(problem: Problem) -> list[dict[str, Any]]:
 
 def _prepared(problem: Problem, made: bilevel.ImplicitProblem, info: Any) -> int:
     """Products that a prepared state saves."""
-    if not info.state or info.solution.learned:
+    if not info.state or info.solution.recyclable:
         return 0
     again = made.implicit_grad(problem.phi, problem.theta, state=info.state, return_info=True)[1]
     return info.solution.stats.products - again.solution.stats.products

@@ -24,8 +24,8 @@ def check_fits(state: State, running: State, adjoint_size: int) -> None:
     for name in ("calls", "pending"):
         if type(state[name]) is not int or state[name] < 0:
             raise InputError(f"{name} in state is {state[name]!r}; wanted a count.")
-    if type(state["learned"]) is not bool:
-        raise InputError(f"learned in state is {state['learned']!r}; wanted True or False.")
+    if type(state["recyclable"]) is not bool:
+        raise InputError(f"recyclable in state is {state['recyclable']!r}; wanted True or False.")
     if type(state["solver"]) is not str:
         raise InputError(f"solver in state is {state['solver']!r}; wanted its name.")
     for name in ("phi", "theta"):
@@ -36,7 +36,7 @@ def check_fits(state: State, running: State, adjoint_size: int) -> None:
         _check_optimizer(state[name], running[name], name)
     for name in ("outer_scheduler", "inner_scheduler"):
         _check_scheduler(state[name], running[name], name)
-    _check_adjoints(state, running["theta"][0], adjoint_size)
+    _check_adjoints(state["adjoints"], running["theta"][0], adjoint_size)
     kept = state["solver_state"]
     if kept is not None and not _is_dict_of_tensors(kept):
         raise InputError("solver_state in state is neither None nor a dict of tensors.")
@@ -86,16 +86,14 @@ def _check_scheduler(saved: Any, running: State | None, name: str) -> None:
         raise InputError(f"{name} in state is of another kind than the running one.")
 
 
-def _check_adjoints(state: State, like: Tensor, size: int) -> None:
+def _check_adjoints(saved: Any, like: Tensor, size: int) -> None:
     wanted = f"a {like.dtype} tensor of shape {(size,)}"
-    last, earlier = state["adjoint"], state["earlier_adjoints"]
-    if not isinstance(earlier, list | tuple) or (earlier and last is None):
-        raise InputError("earlier_adjoints in state is no list of those before adjoint.")
-    for name, saved in (("adjoint", [] if last is None else [last]), ("earlier_adjoints", earlier)):
-        for found in saved:
-            if _kind(found) != wanted:
-                raise InputError(f"{name} in state is {_kind(found)}; wanted {wanted}.")
-            _check_finite(found, f"{name} in state")
+    if not isinstance(saved, list):
+        raise InputError(f"adjoints in state is a {type(saved).__name__}; wanted a list.")
+    for index, found in enumerate(saved):
+        if _kind(found) != wanted:
+            raise InputError(f"adjoint {index} in state is {_kind(found)}; wanted {wanted}.")
+        _check_finite(found, f"adjoint {index} in state")
 
 
 def _check_finite(saved: Tensor, name: str) -> None:

@@ -46,12 +46,6 @@ class Progress:
     iterations: Tensor
 
 
-def asks(solver: Solver, dtype: torch.dtype) -> bool:
-    """Whether a solver has a tolerance to meet."""
-    rtol, atol = solver.tolerances(dtype)
-    return rtol is not None or atol > 0
-
-
 def scaled(rows: Tensor, scale: Tensor, solver: Solver) -> System:
     """The system with its largest entries, ``scale``, divided out."""
     scale = torch.where(scale > 0, scale, 1.0)

@@ -17,7 +17,6 @@ from bilevel._system import (
     Progress,
     System,
     arrived,
-    asks,
     extremes,
     figures,
     gathered,
@@ -242,15 +241,15 @@ def _solve(
     )
     progress = arrived(operator, system, start, outcome)
     budget = solver.steps(operator.size)
-    asked = asks(solver, rows.dtype)
+    asked = not solver.fixed
     if asked:
         progress = _refine(operator, system, solver, state, progress, budget)
     table = figures(system, progress, outcome.curvature).tolist()
     ritz = extremes(outcome) if full else None
     answer = progress.value * column(system.scale)
-    kept = outcome.learned() if full and outcome.learned else dict(state)
+    kept = outcome.recycle() if full and outcome.recycle else dict(state)
     found = verdict(answer, table, asked, budget, solver, operator.products, ritz, kept)
-    return replace(found, learned=solver.learns(operator))
+    return replace(found, recyclable=solver.recycles(operator))
 
 
 def _refine(

@@ -24,7 +24,7 @@ from bilevel.problem import ImplicitProblem
 from bilevel.report import HypergradientInfo
 from bilevel.solution import Result, State
 
-_VERSION = 4
+_VERSION = 1
 _REMEMBERED = 4  # adjoints: three steps between them, the last of which fits two weights
 
 
@@ -33,8 +33,8 @@ class BilevelOptimizer:
 
     One :meth:`step` makes ``inner_steps`` steps of the inner optimizer on theta, one hypergradient,
     and one step of the outer optimizer on phi. The first guess of each adjoint is predicted from
-    the last four, as far as these met a tolerance, and is the last one otherwise; what a solver
-    has learned of the curvature (:class:`bilevel.Auto`) is passed on to the next solve. Only the
+    the last four, as far as these met a tolerance, and is the last one otherwise; the vectors of a
+    solve by :class:`bilevel.Auto` are recycled as the preconditioner of the next. Only the
     ``.grad`` of the leaves of phi and theta is used, and it is cleared afterwards.
 
     Args:
@@ -45,8 +45,8 @@ class BilevelOptimizer:
             require grad) the outer optimizer holds; None (default) is the list of them.
         theta: the same for the inner optimizer.
         inner_steps: steps on theta a call, at least 0 (default 1).
-        warm_start: start each solve from the adjoints before it, and from what the solver learned
-            of the curvature (default True). This takes four vectors of the size of theta, and with
+        warm_start: start each solve from the adjoints before it, and recycle the vectors of earlier
+            solves (default True). This takes four vectors of the size of theta, and with
             :class:`bilevel.Auto` up to 200 more (64 MiB at most).
         reuse_state: keep the solver's factorization or preconditioner for this many calls before
             preparing it anew; 1 (default) prepares it every call.
@@ -128,7 +128,7 @@ class BilevelOptimizer:
         self.calls = 0
         self._adjoints: list[Tensor] = []
         self._state: State | None = None
-        self._learned, self._solver = False, ""
+        self._recyclable, self._solver = False, ""
         self._gathered: list[Tensor] = []
         self._pending = 0
 
@@ -160,7 +160,7 @@ class BilevelOptimizer:
         self._descend(inner_args, inner_batches)
         self._draw()
         solver = self._solver_now()
-        kept = self._learned or self.calls % self.reuse_state > 0
+        kept = self._recyclable or self.calls % self.reuse_state > 0
         kept = kept and solver == self._solver  # the state of another one is of no use to it
         found, info = self.problem.implicit_grad(
             self.phi,
@@ -174,8 +174,8 @@ class BilevelOptimizer:
         if self.warm_start:
             adjoint = self._theta_layout.join(flatten(info.adjoint, "adjoint")[0])
             self._remember(adjoint, info.solution.result is Result.SUCCESS)
-        self._learned = self.warm_start and info.solution.learned
-        if self._learned or self.reuse_state > 1:
+        self._recyclable = self.warm_start and info.solution.recyclable
+        if self._recyclable or self.reuse_state > 1:
             self._state, self._solver = info.state, solver
         self._gather(flatten(found, "the hypergradient")[0])
         self.calls += 1
@@ -275,10 +275,9 @@ class BilevelOptimizer:
             "inner_optimizer": self.inner_optimizer.state_dict(),
             "outer_scheduler": outer_scheduler,
             "inner_scheduler": inner_scheduler,
-            "adjoint": self._adjoints[-1] if self._adjoints else None,
-            "earlier_adjoints": self._adjoints[:-1],
+            "adjoints": self._adjoints,
             "solver_state": self._state,
-            "learned": self._learned,
+            "recyclable": self._recyclable,
             "solver": self._solver,
             "gathered": self._gathered,
             "pending": self._pending,
@@ -295,12 +294,8 @@ class BilevelOptimizer:
                 kind, or a NaN or an infinity. Nothing has changed then.
         """
         found = state.get("version") if isinstance(state, dict) else type(state).__name__
-        if type(found) is not int or not 1 <= found <= _VERSION:
-            raise InputError(f"state has version {found!r}; this release reads 1 to {_VERSION}.")
-        if found < _VERSION:
-            # Earlier ones may lack the adjoints before the last, what was learned, and by whom.
-            own = {"learned": False, "solver": self._solver_now()}
-            state = {"earlier_adjoints": [], **own, **state, "version": _VERSION}
+        if type(found) is not int or found != _VERSION:
+            raise InputError(f"state has version {found!r}; this release reads {_VERSION}.")
         before = self.state_dict()
         check_fits(state, before, self._theta_layout.size)
         try:
@@ -323,15 +318,13 @@ class BilevelOptimizer:
                 for leaf, saved in zip(leaves, state[name], strict=True):
                     leaf.copy_(saved)
         device = self._theta_layout.device
-        last = state["adjoint"]
-        adjoints = [] if last is None else [*state["earlier_adjoints"], last]
-        self.calls, self._pending, self._learned, self._solver = (
-            state[name] for name in ("calls", "pending", "learned", "solver")
+        self.calls, self._pending, self._recyclable, self._solver = (
+            state[name] for name in ("calls", "pending", "recyclable", "solver")
         )
         self._adjoints, self._state, self._gathered = pytree.tree_map_only(
             Tensor,
             lambda tensor: tensor.to(device),
-            (adjoints, state["solver_state"], state["gathered"]),
+            (state["adjoints"], state["solver_state"], state["gathered"]),
         )
         torch.set_rng_state(state["rng"]["cpu"].cpu())
         if "device" in state["rng"] and device.type != "cpu":

@@ -49,7 +49,7 @@ class HypergradientInfo:
 
     @property
     def state(self) -> State:
-        """What the solver prepared or learned; pass it as ``state=`` to use it again."""
+        """What the solver prepared or recycles; pass it as ``state=`` to use it again."""
         return self.solution.state
 
 

@@ -117,14 +117,14 @@ class Solution:
         value: the solution, shaped like the right-hand side.
         result: how the solve ended (the worst column with several right-hand sides).
         stats: figures; see :class:`Stats`.
-        state: what the solver prepared (a factorization, a preconditioner, a step) or learned; pass
-            it to a later solve as ``state=`` to use it again.
-        learned: whether the state is made of what solves have met, and so fits an operator that has
-            moved; one that was prepared is for the operator it was prepared for.
+        state: what the solver prepared (a factorization, a preconditioner, a step) or recycles;
+            pass it to a later solve as ``state=`` to use it again.
+        recyclable: whether the state is made of the vectors of solves, and so fits an operator that
+            has moved; one that was prepared is for the operator it was prepared for.
     """
 
     value: Any = field(repr=False)
     result: Result
     stats: Stats
     state: State = field(repr=False)
-    learned: bool = False
+    recyclable: bool = False

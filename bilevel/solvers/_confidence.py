@@ -1,4 +1,4 @@
-"""When to rely on what earlier solves have learned, and when to do without."""
+"""When to rely on what earlier solves have left, and when to do without."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _NAMES = ("taken", "folds", "failures", "rest")
 
 @dataclass(frozen=True)
 class Confidence:
-    """What became of solves with and without what was learned; part of the state they pass on.
+    """What became of solves with and without recycling; part of the state they pass on.
 
-    What is learned of one operator helps with another only where the two are alike. Along a smooth
+    The vectors of one operator help with another only where the two are alike. Along a smooth
     path they are; from one minibatch to the next they may not be, and then it costs steps. So a
     solve with it may take the steps of the last one without, and in proportion more where the
     residual has further to fall. One that needs more goes on without, and so do the next 1, 3, 7,
@@ -52,7 +52,7 @@ class Confidence:
         return {name: torch.tensor(getattr(self, name)) for name in _NAMES}
 
     def steps(self, folds: float) -> float:
-        """How many steps a solve with what was learned may take, for ``folds`` factors of e."""
+        """How many steps a solve that recycles may take, for ``folds`` factors of e."""
         return max(self.taken * max(folds / self.folds, 1.0), _FEWEST)
 
     def with_it(self, failed: bool) -> Confidence:

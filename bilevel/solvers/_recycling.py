@@ -1,4 +1,4 @@
-"""What solves have learned of an operator, as a preconditioner of the next: limited-memory BFGS."""
+"""What solves have met of an operator, as a preconditioner of the next: limited-memory BFGS."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from bilevel.solution import State
 
 _PAIRS = 100  # more save few products and cost as much in every step
 _ENTRIES = 2**22  # of the directions: 16 MiB in single precision, 32 MiB in double; images the same
-_NOISE = 0.01  # of a curvature; what rounding has blurred more than that is not learned
+_NOISE = 0.01  # of a curvature; what rounding has blurred more than that is left out
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Recycled(Preconditioner):
     """The BFGS inverse of pairs ``(s, A s)``, the oldest first, and a multiple of I elsewhere.
 
     It costs no products, and follows an operator that moves: the latest pairs count most. Its state
-    is empty until :func:`learned` has made one, and stays positive definite, as ``s'As`` is 1.
+    is empty until :func:`recycled` has made one, and stays positive definite, as ``s'As`` is 1.
 
     Reference:
         Morales and Nocedal, Automatic preconditioning by limited memory quasi-Newton updating,
@@ -44,7 +44,7 @@ class Recycled(Preconditioner):
 
 
 def check_state(state: State, rows: Tensor) -> None:
-    """Refuse a state that was not learned from problems of this size and dtype."""
+    """Refuse a state made from problems of another size or dtype."""
     pairs, double = len(state["directions"]), torch.float64
     wanted = {
         "directions": ((pairs, rows.shape[1]), rows.dtype),
@@ -62,7 +62,7 @@ def check_state(state: State, rows: Tensor) -> None:
             )
 
 
-def learned(
+def recycled(
     residuals: Tensor, preconditioned: Tensor, alpha: Tensor, beta: Tensor, last: Tensor, old: State
 ) -> State:
     """The state with the pairs of a solve by conjugate gradients, and as many as fit of the old.

@@ -11,7 +11,7 @@ from bilevel.operators import LinearOperator
 from bilevel.solution import State
 from bilevel.solvers._confidence import Confidence
 from bilevel.solvers._recycling import Recycled, check_state
-from bilevel.solvers._remembering import Remembering
+from bilevel.solvers._reorthogonalized_cg import ReorthogonalizedCG
 from bilevel.solvers.base import (
     BREAKDOWN,
     NEGATIVE,
@@ -34,22 +34,22 @@ class Auto(Iterative):
     """The default. Which solver runs depends on the operator alone, never on timing or chance.
 
     * n <= 128: :class:`bilevel.Exact`;
-    * symmetric: :class:`bilevel.CG`, its residuals kept orthogonal to those of earlier steps as
-      long as these fit into 4 million numbers (130 thousand rows or fewer, one right-hand side);
-      right-hand sides that meet curvature below or at zero are handed to :class:`bilevel.MINRES`,
-      which goes on from where CG stood;
+    * symmetric: :class:`bilevel.CG` with full reorthogonalization while the residuals fit into 4
+      million numbers (130 thousand rows or fewer, one right-hand side); right-hand sides that meet
+      curvature below or at zero are handed to :class:`bilevel.MINRES`, which goes on from where CG
+      stood;
     * otherwise: :class:`bilevel.GMRES`.
 
     In rounding, CG forgets the large eigenvalues it has dealt with and finds them again and again.
     Orthogonal residuals spare it that: on a decaying spectrum of condition number 1e6 they save
     more than four fifths of the products. Plain :class:`bilevel.CG` needs less memory.
 
-    A solve by CG with one right-hand side also returns what it has learned of the operator: its
-    last directions and their images, 100 of each at most. Passed on as ``state=``, they are the
-    preconditioner of the next solve, which costs no product and remains of use while the operator
-    moves. Where it is in the way, as it may be from one minibatch to the next, a solve goes on
-    without it after the steps that it would have taken alone, and the next ones try it ever more
-    seldom. :class:`bilevel.BilevelOptimizer` passes it on by itself.
+    A solve by CG with one right-hand side can be recycled: its state holds its last directions and
+    their images, 100 of each at most. Passed on as ``state=``, they are the preconditioner of the
+    next solve, which costs no product and remains of use while the operator moves. Where it is in
+    the way, as it may be from one minibatch to the next, a solve goes on without it after the steps
+    that it would have taken alone, and the next ones try it ever more seldom.
+    :class:`bilevel.BilevelOptimizer` passes it on by itself.
 
     Args:
         rtol: relative tolerance on the true residual (default by dtype); None is a fixed budget.
@@ -66,7 +66,7 @@ class Auto(Iterative):
         Paige, Error analysis of the Lanczos algorithm, 1976, on why CG finds eigenvalues again;
         Golub and Van Loan, Matrix computations, section 10.3, on keeping the vectors orthogonal;
         Morales and Nocedal, Automatic preconditioning by limited memory quasi-Newton updating,
-        2000, on what a solve may learn from those before it.
+        2000, on recycling the vectors of earlier solves.
     """
 
     def chosen(self, operator: LinearOperator) -> Solver:
@@ -79,7 +79,7 @@ class Auto(Iterative):
     def init(self, operator: LinearOperator) -> State:
         return self.chosen(operator).init(operator)
 
-    def learns(self, operator: LinearOperator) -> bool:
+    def recycles(self, operator: LinearOperator) -> bool:
         single = operator.batch is None and not self.fixed
         return single and isinstance(self.chosen(operator), CG)
 
@@ -89,21 +89,21 @@ class Auto(Iterative):
         solver = self.chosen(operator)
         if not isinstance(solver, CG):
             return solver.compute(operator, rhs, target, state)
-        if len(rhs) == 1 and self.learns(operator):
-            outcome = self._learning(solver, operator, rhs, target, state)
+        if len(rhs) == 1 and self.recycles(operator):
+            outcome = self._recycling(solver, operator, rhs, target, state)
         else:
-            outcome = Remembering(solver).compute(operator, rhs, target, {})
+            outcome = ReorthogonalizedCG(solver).compute(operator, rhs, target, {})
         # Zero curvature is no sign of a singular operator alone: p'Ap is 0 on the multipliers of a
         # constrained problem, whose matrix is indefinite.
         stuck = (outcome.flag == NEGATIVE) | (outcome.flag == SINGULAR)
         minres = MINRES(self.rtol, self.atol, self.max_steps)
         return _gone_on(minres, stuck, outcome, operator, rhs, target)
 
-    def _learning(
+    def _recycling(
         self, solver: CG, operator: LinearOperator, rhs: Tensor, target: Tensor, state: State
     ) -> Outcome:
-        """By CG, with what was learned if it may be relied on; and what is learned by it."""
-        plain, confidence = Remembering(solver), Confidence.of(state)
+        """By CG, preconditioned by the solves before where that may be relied on."""
+        plain, confidence = ReorthogonalizedCG(solver), Confidence.of(state)
         folds = float((torch.linalg.vector_norm(rhs) / target[0]).log())
         if "directions" in state:
             check_state(state, rhs)
@@ -111,7 +111,7 @@ class Auto(Iterative):
             # One more than it may take shows that it would have needed more.
             steps = int(min(confidence.steps(folds) + 1, self.steps(operator.size)))
             recycling = replace(solver, preconditioner=Recycled(), max_steps=steps)
-            outcome = Remembering(recycling).compute(operator, rhs, target, state)
+            outcome = ReorthogonalizedCG(recycling).compute(operator, rhs, target, state)
             failed = outcome.iterations >= steps
             failed = failed | (outcome.flag == BREAKDOWN) | outcome.curvature.isnan()
             outcome = _gone_on(plain, failed, outcome, operator, rhs, target)
@@ -119,10 +119,10 @@ class Auto(Iterative):
         else:
             outcome = plain.compute(operator, rhs, target, {})
             confidence = confidence.without(int(outcome.iterations), folds)
-        learned = outcome.learned
-        if learned is None:
+        recycle = outcome.recycle
+        if recycle is None:
             return outcome
-        return replace(outcome, learned=lambda: {**learned(), **confidence.state()})
+        return replace(outcome, recycle=lambda: {**recycle(), **confidence.state()})
 
 
 def _gone_on(
@@ -151,5 +151,5 @@ def _gone_on(
         outcome.iterations + second.iterations,
         torch.where(concerned, second.flag, outcome.flag),
         torch.minimum(seen, second.curvature),
-        learned=second.learned or outcome.learned,
+        recycle=second.recycle or outcome.recycle,
     )

@@ -39,14 +39,15 @@ class Outcome:
     Attributes:
         value: ``[k, n]``.
         iterations: steps taken by each row, ``[k]``.
-        flag: one of the codes above for each row, ``[k]``.
+        flag: for each row, ``[k]``: 0, or 1 for negative curvature, 2 for a singular operator, 3
+            for a breakdown, 4 for divergence.
         curvature: smallest ``p'Ap / p'p`` each row saw, ``[k]``; infinite where none.
         residual: ``b - A x`` as ``[k, n]``, where the solver holds it exactly; else None.
         ritz: smallest and largest Ritz value of each row, ``[k]`` both, where they come for
             nothing; infinite where a row took no step.
         tridiagonal: what they are the eigenvalues of (the diagonal and the entries beside it, a
             matrix a row), where the solver leaves that to whoever asks for them.
-        learned: makes the state for a next solve of what this one has met, where it can.
+        recycle: makes the state for a next solve from the vectors of this one, where it can.
 
     Example:
         >>> import torch
@@ -61,7 +62,7 @@ class Outcome:
     residual: Tensor | None = None
     ritz: tuple[Tensor, Tensor] | None = None
     tridiagonal: tuple[Tensor, Tensor] | None = None
-    learned: Callable[[], State] | None = None
+    recycle: Callable[[], State] | None = None
 
     @classmethod
     def after(cls, value: Tensor, steps: int) -> Outcome:
@@ -111,7 +112,7 @@ class Solver(abc.ABC):
             A ``residual`` in it is believed, and spares the product that would compute it.
         """
 
-    def learns(self, operator: LinearOperator) -> bool:
+    def recycles(self, operator: LinearOperator) -> bool:
         """Whether states are made by the solves themselves, and fit an operator that has moved."""
         return False
 

@@ -15,7 +15,7 @@ from bilevel import Result
 from tests.bilevel.arrays import error, normal, spd, with_spectrum
 from tests.bilevel.systems import F64, Counting
 
-remembering = importlib.import_module("bilevel.solvers._remembering")
+reorthogonalized = importlib.import_module("bilevel.solvers._reorthogonalized_cg")
 
 
 def decaying(n: int, condition: float, head: int, dtype: torch.dtype = F64) -> Tensor:
@@ -78,7 +78,7 @@ def test_a_batch_of_matrices_keeps_the_residuals_of_each() -> None:
 def test_where_there_is_room_for_few_residuals_it_is_plain_cg(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(remembering, "_ENTRIES", 150 * 31)
+    monkeypatch.setattr(reorthogonalized, "_ENTRIES", 150 * 31)
     A, b = bilevel.Matrix(decaying(150, 1e4, 20)), normal(150, seed=2)
     plain = bilevel.solve(A, b, bilevel.CG(rtol=1e-8))
     found = bilevel.solve(A, b, bilevel.Auto(rtol=1e-8))
@@ -92,7 +92,7 @@ def test_when_the_room_is_full_it_goes_on_to_the_same_answer(
     A, b = decaying(300, 1e6, 40), normal(300, seed=2)
     products = []
     for room in (32, 60, 300):
-        monkeypatch.setattr(remembering, "_ENTRIES", 300 * room)
+        monkeypatch.setattr(reorthogonalized, "_ENTRIES", 300 * room)
         counting = Counting(A)
         found = bilevel.solve(counting.operator, b, bilevel.Auto(rtol=1e-8, max_steps=3000))
         assert found.result is Result.SUCCESS

@@ -48,7 +48,7 @@ def programs() -> int:
 
 
 @pytest.mark.parametrize("solver", [bilevel.Auto(), bilevel.CG(), bilevel.MINRES()])
-def test_a_program_that_multiplies_serves_every_first_guess_and_every_learned_state(
+def test_a_program_that_multiplies_serves_every_first_guess_and_every_recycled_state(
     solver: bilevel.Solver,
 ) -> None:
     shapes: set[Any] = set()

@@ -1,4 +1,4 @@
-"""What is learned in a solve is relied on where it helps, and let alone where it does not."""
+"""Recycled vectors are relied on where they help, and let alone where they do not."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def chained(
 
 
 @pytest.mark.parametrize("condition", [1e1, 1e2, 1e4])
-def test_along_unrelated_operators_what_is_learned_costs_little(condition: float) -> None:
+def test_along_unrelated_operators_recycling_costs_little(condition: float) -> None:
     found, fresh = chained(unrelated(condition, 32))
     assert all(each.result is Result.SUCCESS for each in found)
     spent, least = (sum(each.stats.products for each in solves) for solves in (found, fresh))

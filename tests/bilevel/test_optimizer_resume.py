@@ -105,16 +105,6 @@ def test_any_optimizer_and_scheduler_resume_to_the_same_bits(
     assert_same(resumed.state_dict(), loop.state_dict())
 
 
-def test_a_state_of_the_first_version_starts_from_its_adjoint() -> None:
-    loop = momentum()
-    for _ in range(3):
-        loop.step()
-    saved = loop.state_dict()
-    older = {name: item for name, item in saved.items() if name != "earlier_adjoints"}
-    loop.load_state_dict({**older, "version": 1})
-    assert_same(loop.state_dict(), {**saved, "earlier_adjoints": []})
-
-
 def test_a_saved_state_is_a_copy_both_ways() -> None:
     loop = momentum()
     loop.step()

@@ -56,7 +56,7 @@ def test_along_a_drift_each_solve_takes_a_fraction_of_the_first(condition: float
         b = normal(SIZE, seed=step) + normal(SIZE, seed=99)
         found = solve(moved(A, 0.01, step), b, state=state)
         assert found.result is Result.SUCCESS
-        assert found.learned
+        assert found.recyclable
         state = found.state
         products.append(found.stats.products)
         wanted = torch.linalg.solve(moved(A, 0.01, step), b)
@@ -91,7 +91,7 @@ def test_the_state_of_quite_another_operator_leads_to_the_same_answer(
     assert torch.linalg.vector_norm(residual) <= 1.1 * rtol * torch.linalg.vector_norm(b.double())
 
 
-def test_where_what_was_learned_is_in_the_way_the_solve_goes_on_without_it() -> None:
+def test_where_recycled_vectors_are_in_the_way_the_solve_goes_on_without_them() -> None:
     A, b = decaying(1e2), normal(SIZE, seed=1)
     first = solve(A, b)
     wrong = {**first.state, "level": -first.state["level"]}  # no longer positive definite
@@ -139,11 +139,11 @@ def test_only_the_latest_pairs_are_kept(monkeypatch: pytest.MonkeyPatch) -> None
         )
 
 
-def test_where_there_is_room_for_few_residuals_those_are_learned_from(
+def test_where_there_is_room_for_few_residuals_those_are_recycled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    remembering = importlib.import_module("bilevel.solvers._remembering")
-    monkeypatch.setattr(remembering, "_ENTRIES", SIZE * 32)
+    reorthogonalized = importlib.import_module("bilevel.solvers._reorthogonalized_cg")
+    monkeypatch.setattr(reorthogonalized, "_ENTRIES", SIZE * 32)
     A, b = decaying(1e4), normal(SIZE, seed=1)
     state = solve(A, b, 1e-10).state
     assert len(state["directions"]) == 31
@@ -159,23 +159,23 @@ def test_curvature_below_zero_is_passed_with_a_state_as_without() -> None:
     assert error(found.value, torch.linalg.solve(indefinite, b)) < 1e-5
 
 
-def test_a_first_guess_that_fits_leaves_what_was_learned() -> None:
+def test_a_first_guess_that_fits_leaves_the_state_as_it_was() -> None:
     A, b = decaying(1e2), normal(SIZE, seed=1)
     first = solve(A, b)
     again = solve(A, b, initial=first.value, state=first.state)
     assert again.stats.iterations == 0
-    assert again.learned
+    assert again.recyclable
     assert again.state.keys() == first.state.keys()
 
 
 def test_a_fixed_budget_several_right_hand_sides_and_small_problems_learn_nothing() -> None:
     A, b = decaying(1e2), normal(SIZE, seed=1)
     fixed = bilevel.solve(bilevel.Matrix(A), b, bilevel.Auto(rtol=None, max_steps=5))
-    assert not fixed.learned
+    assert not fixed.recyclable
     several = bilevel.solve(bilevel.Matrix(A), torch.stack([b, 2 * b], 1), bilevel.Auto())
     assert several.state == {}
     small = bilevel.solve(bilevel.Matrix(spd(20, 1)), normal(20, seed=1))
-    assert not small.learned
+    assert not small.recyclable
 
 
 def test_a_state_of_another_size_is_refused_by_name() -> None:
@@ -200,7 +200,7 @@ def _loop(**options: object) -> bilevel.BilevelOptimizer:
     return bilevel.BilevelOptimizer(problem, outer, inner, **options)  # type: ignore[arg-type]
 
 
-def test_the_loop_passes_on_what_was_learned() -> None:
+def test_the_loop_recycles_the_vectors_of_its_solves() -> None:
     loop, fresh = _loop(), _loop(warm_start=False)
     products, without = (
         [each.step().solution.stats.products for _ in range(8)] for each in (loop, fresh)
@@ -208,7 +208,7 @@ def test_the_loop_passes_on_what_was_learned() -> None:
     assert max(products[2:]) < min(without) / 2
 
 
-def test_the_loop_resumes_what_was_learned_to_the_same_numbers() -> None:
+def test_the_loop_resumes_what_it_recycles_to_the_same_numbers() -> None:
     loop, again = _loop(), _loop()
     for _ in range(3):
         loop.step()
@@ -217,16 +217,6 @@ def test_the_loop_resumes_what_was_learned_to_the_same_numbers() -> None:
         one, other = loop.step(), again.step()
         assert one.solution.stats == other.solution.stats
         assert torch.equal(one.adjoint[0], other.adjoint[0])
-
-
-@pytest.mark.parametrize("version", [1, 2])
-def test_the_loop_reads_states_from_before_it_learned(version: int) -> None:
-    loop, again = _loop(), _loop()
-    loop.step()
-    state = {**loop.state_dict(), "version": version, "solver_state": None}
-    del state["learned"], state["solver"]
-    again.load_state_dict(state)
-    assert again.step().solution.result is Result.SUCCESS
 
 
 def test_another_solver_begins_without_what_the_last_one_left() -> None:
@@ -245,8 +235,8 @@ def test_another_solver_begins_without_what_the_last_one_left() -> None:
 
 def test_nothing_is_made_of_a_solve_that_nobody_asks_about(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[bool] = []
-    remembering = importlib.import_module("bilevel.solvers._remembering")
-    monkeypatch.setattr(remembering, "learned", lambda *_: asked.append(True) or {})
+    reorthogonalized = importlib.import_module("bilevel.solvers._reorthogonalized_cg")
+    monkeypatch.setattr(reorthogonalized, "recycled", lambda *_: asked.append(True) or {})
     A, theta = decaying(1e2), torch.zeros(SIZE, dtype=F64)
     problem = bilevel.ImplicitProblem(
         outer=lambda p, t: (t - 1).square().sum(), inner=lambda p, t: 0.5 * t @ A @ t - t @ p
@@ -257,7 +247,7 @@ def test_nothing_is_made_of_a_solve_that_nobody_asks_about(monkeypatch: pytest.M
     assert asked
 
 
-def test_steps_taken_between_two_looks_at_the_residual_are_not_learned_from(
+def test_steps_taken_between_two_looks_at_the_residual_are_not_recycled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     base = importlib.import_module("bilevel.solvers.base")
@@ -269,7 +259,7 @@ def test_steps_taken_between_two_looks_at_the_residual_are_not_learned_from(
         torch.testing.assert_close(found[name], tensor)
 
 
-def test_what_rounding_has_blurred_is_not_learned() -> None:
+def test_what_rounding_has_blurred_is_not_recycled() -> None:
     values = torch.logspace(-9, 0, SIZE)
     found = bilevel.solve(
         bilevel.Diagonal(values),

@@ -1,4 +1,4 @@
-"""Conjugate gradients that keep what they have seen: against rounding, and for the next solve."""
+"""Conjugate gradients with full reorthogonalization, whose vectors a next solve may recycle."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from bilevel.operators import LinearOperator
 from bilevel.preconditioners import precondition
 from bilevel.solution import State
-from bilevel.solvers._recycling import learned
+from bilevel.solvers._recycling import recycled
 from bilevel.solvers.base import Carry, Outcome, Stepwise, column
 from bilevel.solvers.cg import CG
 
@@ -21,15 +21,15 @@ _FEWEST = 32  # residuals; fewer have hardly any effect
 
 
 @dataclass(frozen=True)
-class Remembering(Stepwise):
-    """CG whose residuals are kept orthogonal to those it has room for, in the preconditioner.
+class ReorthogonalizedCG(Stepwise):
+    """CG whose residuals are made orthogonal to all earlier ones, in the preconditioner.
 
-    Once the room is full they are let go, which leaves plain CG from there on: to take out the
-    early residuals alone would take out what CG has come back to. What a single right-hand side
-    has met becomes the state of a next solve.
+    As long as there is room for them: once it is full, plain CG goes on, as to take out the early
+    residuals alone would take out what CG has come back to. The vectors of a single right-hand side
+    become the state of a next solve.
 
     Args:
-        cg: without a preconditioner, or with what :func:`learned` makes the state of.
+        cg: without a preconditioner, or with the one that :func:`recycled` makes the state of.
     """
 
     cg: CG
@@ -81,13 +81,13 @@ class Remembering(Stepwise):
         *_, active, alpha, beta = records
         r = carry["r"]
         precise = r.dtype in (torch.float32, torch.float64) and r.device.type != "mps"
-        if len(r) != 1 or not precise:  # what is learned is kept with sums in double precision
+        if len(r) != 1 or not precise:  # the state is made with sums in double precision
             return outcome
-        learn = functools.partial(_learned, carry, active[:, 0], alpha[:, 0], beta[:, 0], state)
-        return replace(outcome, learned=learn)
+        recycle = functools.partial(_recycle, carry, active[:, 0], alpha[:, 0], beta[:, 0], state)
+        return replace(outcome, recycle=recycle)
 
 
-def _learned(carry: Carry, active: Tensor, alpha: Tensor, beta: Tensor, state: State) -> State:
+def _recycle(carry: Carry, active: Tensor, alpha: Tensor, beta: Tensor, state: State) -> State:
     """What a next solve may start from, after one with a single right-hand side."""
     memory, duals = carry["memory"], carry["duals"]
     steps, stored = int((alpha > 0).sum()), carry["basis"].shape[1]
@@ -101,4 +101,4 @@ def _learned(carry: Carry, active: Tensor, alpha: Tensor, beta: Tensor, state: S
         last = memory[0, count] * beta[count - 1].sqrt() if count > 0 else memory[0, :0]
     if count < 1:
         return dict(state)
-    return learned(memory[0, :count], duals[0, :count], alpha[:count], beta[:count], last, state)
+    return recycled(memory[0, :count], duals[0, :count], alpha[:count], beta[:count], last, state)
