@@ -124,8 +124,8 @@ class KeptGraph(Products):
 class ForwardOverReverse(Products):
     """Differentiate the gradient forward along v: nothing is kept, every product starts anew.
 
-    Needs less memory than a kept graph, about a gradient and a half more work a product, and a
-    forward derivative for every operation of the objective.
+    Takes less memory than a kept graph, but about 3.5 times as long a product, about 9 times on a
+    small network; every operation of the objective has to have a forward derivative.
     """
 
     name = "forward_over_reverse"
