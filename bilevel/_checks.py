@@ -65,7 +65,9 @@ def check_positive(owner: str, name: str, value: Any) -> None:
         raise InputError(f"{owner}: {name} must be finite and above 0, found {value!r}.")
 
 
-def check_count(owner: str, name: str, value: int) -> None:
-    """Refuse a count that is not an integer of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise InputError(f"{owner}: {name} must be an integer of at least 1, found {value!r}.")
+def check_count(owner: str, name: str, value: Any, least: int = 1) -> None:
+    """Refuse a count that is not an integer of at least ``least``."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise InputError(
+            f"{owner}: {name} must be an integer of at least {least}, found {value!r}."
+        )

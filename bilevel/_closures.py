@@ -192,8 +192,8 @@ class Constant:
                 )
         except Exception:
             return None  # what matters of it comes up at the solution
-        settled = [_settled(leaf) for leaf in found]
-        return settled[: len(own)], settled[len(own) :]
+        plain = [_plain(leaf) for leaf in found]
+        return plain[: len(own)], plain[len(own) :]
 
 
 def _is_floating(leaf: Any) -> bool:
@@ -211,7 +211,7 @@ def _off(leaf: Tensor, distance: float) -> Tensor:
     return leaf + torch.where(leaf < 0, -distance, distance) * _weights(leaf)
 
 
-def _settled(slope: Tensor) -> Tensor:
+def _plain(slope: Tensor) -> Tensor:
     """Dense, and with one number for all that is no finite one: outside the domain, say."""
     slope = slope.detach().to_dense()
     return torch.where(slope.isfinite(), slope, torch.finfo(slope.dtype).max / 4)

@@ -52,7 +52,7 @@ class InnerSolver:
         check_finite(found, leaves, "what solve returned")
         return layout.join([leaf.detach() for leaf in leaves]).clone()
 
-    def settled(self, phi: Tensor, theta: Tensor, move: Tensor) -> tuple[InnerSolver, Tensor]:
+    def adapted(self, phi: Tensor, theta: Tensor, move: Tensor) -> tuple[InnerSolver, Tensor]:
         """The inner solution at phi, and a solver as exact as a step of phi asks for."""
         theta = self.solved(phi, theta)
         if self.solve is not None:
@@ -64,14 +64,19 @@ class InnerSolver:
 
 
 def difference(
-    solver: InnerSolver, base: Tensor, start: Tensor, adjoint: Tensor, way: Tensor, step: float
+    solver: InnerSolver,
+    base: Tensor,
+    start: Tensor,
+    adjoint: Tensor,
+    direction: Tensor,
+    step: float,
 ) -> tuple[float, float]:
     """A central difference of the outer value, and what unfinished inner solves may do to it.
 
     A gradient ``g`` left over at theta is, to first order, ``adjoint @ g`` of the outer value.
     """
     values, rests = [], []
-    for phi in (base + step * way, base - step * way):
+    for phi in (base + step * direction, base - step * direction):
         theta = solver.solved(phi, start)
         values.append(solver.probe.outer(phi, theta))
         rests.append(float(adjoint @ solver.probe.slope(phi, theta)))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -56,6 +56,19 @@ class Condition:
         """The same condition for a batch, one more leading dimension on x and G."""
         field = torch.func.vmap(self.field, in_dims=tuple(in_dims), randomness="same")
         return replace(self, field=field, depth=self.depth + 1)
+
+    def product(self, transposed: bool, v: Tensor, x: Tensor, params: Sequence[Tensor]) -> Tensor:
+        """``A v`` or ``A^T v``, differentiable in v, x and the parameters; arguments as below."""
+
+        def field(point: Tensor) -> Tensor:
+            return self.field(point, *params)
+
+        def product(row: Tensor) -> Tensor:
+            if transposed:
+                return cast(Tensor, vjp(field, [x], row)[0])
+            return jvp(field, [x], [row], x)
+
+        return _over_columns(product, x, v)
 
     def solve(self, transposed: bool, b: Tensor, x: Tensor, params: Sequence[Tensor]) -> Tensor:
         """``A^-1 b`` or ``A^-T b``, on plain tensors.
@@ -141,8 +154,7 @@ class LinearSolve(torch.autograd.Function):
 
         # A y = b moves by b_bar' dA y: differentiate left' A(x, params) right in its point.
         def pulled(point: Tensor, *moving: Tensor) -> Tensor:
-            at = lambda p: condition.field(p, *moving)  # noqa: E731
-            return _over_columns(lambda row: vjp(at, [point], row)[0], x, left)
+            return condition.product(True, left, point, moving)
 
         found = [b_bar, *vjp(pulled, [x, *params], -right)]
         return None, None, *_released(found, [gradient, y, x, *params])
@@ -156,10 +168,7 @@ class LinearSolve(torch.autograd.Function):
         b_dot = tangents[2]
 
         def product(point: Tensor, *moving: Tensor) -> Tensor:
-            at = lambda p: condition.field(p, *moving)  # noqa: E731
-            if transposed:
-                return _over_columns(lambda row: vjp(at, [point], row)[0], x, y)
-            return _over_columns(lambda row: jvp(at, [point], [row], point), x, y)
+            return condition.product(transposed, y, point, moving)
 
         moved = jvp(product, [x, *params], tangents[3:], y)
         rest = -moved if b_dot is None else b_dot - moved

@@ -84,8 +84,8 @@ def suspects(point: Point, info: HypergradientInfo, move: Tensor) -> tuple[str, 
     # aside, as at the solution it is zero, and wrong derivatives are wrong by much.
     eps = torch.finfo(theta.dtype).eps
     scales = natural_scales(point.theta_layout, theta)
-    way = random_directions(scales, 1, 0)[0]
-    aside = (eps**_FAR * torch.linalg.vector_norm(scales) * way).to(theta)
+    direction = random_directions(scales, 1, 0)[0]
+    aside = (eps**_FAR * torch.linalg.vector_norm(scales) * direction).to(theta)
     _, _, outer_slope = point.first_order()
     curved = point.products().rows(aside.unsqueeze(0)).squeeze(0)
     ahead, behind = probe.slope(phi, theta + aside), probe.slope(phi, theta - aside)

@@ -1,4 +1,4 @@
-"""Cheap looks at an operator: its scale, its extreme eigenvalues, and a low-rank picture of it."""
+"""Cheap looks at an operator: its scale, its extreme eigenvalues, and a low-rank approximation."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def lanczos(operator: LinearOperator, steps: int, seed: int = 0) -> Spectrum:
     lowest = torch.where(real, values, torch.inf).amin(1)
     highest = torch.where(real, values, -torch.inf).amax(1) + beta.double().cpu()
     noise = 16 * torch.finfo(operator.dtype).eps
-    lowest = settled(lowest, torch.maximum(highest, -lowest), noise)
+    lowest = zero_below_rounding(lowest, torch.maximum(highest, -lowest), noise)
     kind = {"dtype": operator.dtype, "device": operator.device}
     return Spectrum(lowest.to(**kind), highest.to(**kind))
 
@@ -102,7 +102,7 @@ def ritz(diagonal: Tensor, off: Tensor, steps: Tensor) -> tuple[Tensor, Tensor]:
     )
 
 
-def settled(smallest: Tensor, largest: Tensor, noise: float) -> Tensor:
+def zero_below_rounding(smallest: Tensor, largest: Tensor, noise: float) -> Tensor:
     """The smallest curvature, 0 where it is within rounding of 0: no sign to be read there.
 
     Infinite, where none was seen, it stays.
@@ -168,10 +168,10 @@ class LowRank:
 
 
 def low_rank(operator: LinearOperator, rank: int, seed: int, level: float | None = None) -> LowRank:
-    """A randomized Nystrom picture of a semidefinite operator, low rank above a level.
+    """The randomized Nystrom approximation of a semidefinite operator, low rank above a level.
 
-    The level is subtracted before the picture is taken and added back: a Nystrom picture of a
-    matrix with a floor (damping, a penalty) would put its smallest eigenvalues far below it.
+    The level is subtracted before and added back: of a matrix with a floor (damping, a penalty) the
+    approximation would put the smallest eigenvalues far below it.
 
     Args:
         operator: symmetric, one matrix (no batch).
@@ -185,7 +185,7 @@ def low_rank(operator: LinearOperator, rank: int, seed: int, level: float | None
         with an eigendecomposition of the core, which tolerates a semidefinite one).
     """
     if operator.batch is not None:
-        raise InputError("a low-rank picture takes one matrix at a time, not a batched operator.")
+        raise InputError("a low-rank approximation takes one matrix at a time, not a batched operator.")
     rank = min(rank, operator.size)
     kind = torch.promote_types(operator.dtype, torch.float32)
     test = torch.linalg.qr(_random_rows(operator, rank, seed).to(kind).T).Q

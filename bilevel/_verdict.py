@@ -101,7 +101,7 @@ class GradientCheck:
 
     @property
     def verdict(self) -> str:
-        """The outcome in a sentence or two: what is likely wrong, and what to turn."""
+        """The outcome in a sentence or two: what is likely wrong, and what to change."""
         said = [self._sentence()]
         if self.suspects:
             said.append(

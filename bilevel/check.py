@@ -8,8 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from bilevel import _transforms
+from bilevel._checks import check_count, check_positive
 from bilevel._differences import InnerSolver, difference
 from bilevel._point import Point
 from bilevel._probe import Probe, natural_scales, random_directions, slopes, suspects
@@ -17,6 +19,7 @@ from bilevel._tree import Layout, Tree
 from bilevel._verdict import GradientCheck
 from bilevel.errors import InputError
 from bilevel.problem import ImplicitProblem
+from bilevel.report import HypergradientInfo
 
 # Between 1/4 and 1/3: truncation is 1e-9 of the third derivative in float64 and 1e-4 in float32.
 _STEP = 0.3
@@ -105,47 +108,71 @@ def check_gradient(
         scales = natural_scales(layout, base)
         size = float(torch.linalg.vector_norm(scales))
         h = eps**_STEP * size if step is None else float(step)
-        ways = list(random_directions(scales, directions, seed).to(base))
+        along = list(random_directions(scales, directions, seed).to(base))
         undamped = replace(problem, damping=0.0, compile=False)
-        solver, theta_star = InnerSolver(undamped, Probe(point), solve).settled(
-            base, start, h * ways[0]
+        solver, theta_star = InnerSolver(undamped, Probe(point), solve).adapted(
+            base, start, h * along[0]
         )
         # Nothing moves the caller's generators in between, so that all see the same randomness.
         solution = point.theta_layout.unflatten(theta_star)
         _, info = replace(problem, on_failure="ignore").implicit_grad(
             phi, solution, outer_args=outer_args, inner_args=inner_args, return_info=True
         )
-        adjoint = point.theta_layout.join(
-            point.theta_layout.matching_leaves(info.adjoint, "adjoint", "theta")
-        )
-        wide, narrow = (
-            [difference(solver, base, theta_star, adjoint, way, length) for way in ways]
-            for length in (h, h / 2)
-        )
-        parts = [slopes(layout, info, way) for way in ways]
-        found = [value for value, _ in narrow]
-        left = abs(float(adjoint @ solver.probe.slope(base, theta_star)))
-        rounding = 4 * eps * abs(info.outer_value) / h
-        check = GradientCheck(
-            slopes=tuple(direct + implicit for direct, implicit in parts),
-            differences=tuple(found),
-            uncertainties=tuple(
-                abs(value - other) + rounding for value, (other, _) in zip(found, wide, strict=True)
-            ),
-            unfinished=tuple(rest for _, rest in narrow),
-            remaining=left / size if left > math.sqrt(eps) * abs(info.outer_value) else 0.0,
-            scale=max(abs(x) for x in (*found, *(x for pair in parts for x in (*pair, sum(pair))))),
-            step=h,
-            tolerance=tolerance or _TOLERANCES[layout.dtype],
-            damping=problem.damping,
-            gauss_newton=problem.curvature is not None,
-            dtype=layout.dtype,
-            info=info,
-        )
+        tolerance = tolerance or _TOLERANCES[layout.dtype]
+        check = _compared(problem, info, solver, base, theta_star, along, h, size, tolerance)
         if check.ok:
             return check
         here = _point(problem, phi, solution, outer_args, inner_args)
-        return replace(check, suspects=suspects(here, info, h * ways[0]))
+        return replace(check, suspects=suspects(here, info, h * along[0]))
+
+
+def _compared(
+    problem: ImplicitProblem,
+    info: HypergradientInfo,
+    solver: InnerSolver,
+    base: Tensor,
+    theta: Tensor,
+    directions: Sequence[Tensor],
+    step: float,
+    size: float,
+    tolerance: float,
+) -> GradientCheck:
+    """The implicit gradient beside differences along directions from ``base``; ``theta`` there.
+
+    ``size`` is the change of phi that ``step`` is a small part of.
+    """
+    point, eps = solver.probe.point, torch.finfo(base.dtype).eps
+    adjoint = point.theta_layout.join(
+        point.theta_layout.matching_leaves(info.adjoint, "adjoint", "theta")
+    )
+    coarse, fine = (
+        [difference(solver, base, theta, adjoint, direction, length) for direction in directions]
+        for length in (step, step / 2)
+    )
+    parts = [slopes(point.phi_layout, info, direction) for direction in directions]
+    differences = tuple(value for value, _ in fine)
+    rounding = 4 * eps * abs(info.outer_value) / step
+    left = abs(float(adjoint @ solver.probe.slope(base, theta)))
+    sums = tuple(direct + implicit for direct, implicit in parts)
+    return GradientCheck(
+        slopes=sums,
+        differences=differences,
+        uncertainties=tuple(
+            abs(value - other) + rounding
+            for (value, _), (other, _) in zip(fine, coarse, strict=True)
+        ),
+        unfinished=tuple(rest for _, rest in fine),
+        remaining=left / size if left > math.sqrt(eps) * abs(info.outer_value) else 0.0,
+        scale=max(
+            abs(x) for x in (*differences, *sums, *(part for pair in parts for part in pair))
+        ),
+        step=step,
+        tolerance=tolerance,
+        damping=problem.damping,
+        gauss_newton=problem.curvature is not None,
+        dtype=base.dtype,
+        info=info,
+    )
 
 
 def _point(
@@ -176,17 +203,12 @@ def _check_options(
         raise InputError(
             f"problem is a {type(problem).__name__}; wanted a bilevel.ImplicitProblem."
         )
-    if not _is_integer(directions) or directions < 1:
-        raise InputError(f"directions must be an integer of at least 1, found {directions!r}.")
+    check_count("check_gradient", "directions", directions)
     for name, value in (("step", step), ("tolerance", tolerance)):
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        if value is not None and not (number and 0.0 < value < math.inf):
-            raise InputError(f"{name} must be None or a finite number above 0, found {value!r}.")
+        if value is not None:
+            check_positive("check_gradient", name, value)
     if solve is not None and not callable(solve):
         raise InputError(f"solve must be None or a function of (phi, theta), found {solve!r}.")
-    if not _is_integer(seed) or not -(2**63) <= seed < 2**64:
-        raise InputError(f"seed must be an integer of at most 64 bits, found {seed!r}.")
-
-
-def _is_integer(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    check_count("check_gradient", "seed", seed, least=0)
+    if seed >= 2**64:
+        raise InputError(f"check_gradient: seed must be below 2**64, found {seed!r}.")

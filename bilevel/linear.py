@@ -96,8 +96,8 @@ def solve(
     rows, back = as_rows(operator, b, "b")
     if rows.requires_grad:
         raise InputError(
-            "b requires grad, but bilevel.solve is not differentiated. Use bilevel.root for a "
-            "differentiable solve, or pass b.detach()."
+            "b requires grad, but bilevel.solve is not differentiated. Use bilevel.linear_solve, "
+            "which is, or pass b.detach()."
         )
     guess = None if initial is None else as_rows(operator, initial, "initial")[0].detach()
     if guess is not None and guess.shape != rows.shape:
@@ -243,7 +243,7 @@ def _solve(
     budget = solver.steps(operator.size)
     asked = not solver.fixed
     if asked:
-        progress = _refine(operator, system, solver, state, progress, budget)
+        progress = _refined(operator, system, solver, state, progress, budget)
     table = figures(system, progress, outcome.curvature).tolist()
     ritz = extremes(outcome) if full else None
     answer = progress.value * column(system.scale)
@@ -252,7 +252,7 @@ def _solve(
     return replace(found, recyclable=solver.recycles(operator))
 
 
-def _refine(
+def _refined(
     operator: LinearOperator,
     system: System,
     solver: Solver,
@@ -303,7 +303,7 @@ def _refuse_transforms(operator: LinearOperator, b: Any, initial: Any) -> None:
     if _transforms.wrapped(b, initial) or follows(operator.rows(zeros)):
         raise TransformError(
             "bilevel.solve reads convergence off the numbers, which torch.func transforms hide. "
-            "Use bilevel.argmin, root or fixed_point inside a transform, or solve several "
+            "Use bilevel.linear_solve inside a transform, or solve several "
             "right-hand sides as columns [n, k]."
         )
 

@@ -165,5 +165,5 @@ def _refuse_grad(tensor: Tensor, argument: str) -> None:
     if tensor.requires_grad:
         raise InputError(
             f"{argument} requires grad, but a solve with it is not differentiated. Use "
-            "bilevel.root for a differentiable solve, or detach it."
+            "bilevel.linear_solve, which is, or detach it."
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from bilevel._autodiff import filled, gradient
-from bilevel._checks import check_args, check_scalar
+from bilevel._checks import check_args, check_count, check_scalar
 from bilevel._point import usable
 from bilevel._prediction import predicted
 from bilevel._resume import check_fits
@@ -108,8 +108,7 @@ class BilevelOptimizer:
             ("reuse_state", reuse_state, 1),
             ("accumulate", accumulate, 1),
         ):
-            if isinstance(count, bool) or not isinstance(count, int) or count < least:
-                raise InputError(f"{name} must be an integer of at least {least}, found {count!r}.")
+            check_count("BilevelOptimizer", name, count, least)
         for name, limit in (("outer_max_norm", outer_max_norm), ("inner_max_norm", inner_max_norm)):
             if limit is not None and not limit > 0:
                 raise InputError(f"{name} must be above 0 or None, found {limit}.")

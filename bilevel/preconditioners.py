@@ -105,9 +105,9 @@ class NystromPreconditioner(Preconditioner):
     def init(self, operator: LinearOperator) -> State:
         if not operator.symmetric:
             raise InputError("NystromPreconditioner needs a symmetric operator.")
-        picture = low_rank(operator, self.rank, self.seed)
-        values = picture.eigenvalues
-        return {"basis": picture.basis, "relative": values / values[-1:]}
+        approximation = low_rank(operator, self.rank, self.seed)
+        values = approximation.eigenvalues
+        return {"basis": approximation.basis, "relative": values / values[-1:]}
 
     def apply(self, state: State, rows: Tensor) -> Tensor:
         relative = state["relative"]

@@ -258,7 +258,7 @@ class ImplicitProblem:
                 float32) times the scale of the gradient: its norm at the start, or what doubling
                 theta would change it by, whichever is larger.
             max_steps: most steps, default 100. Missing the tolerance then warns.
-            optimizer: ``leaves -> torch optimizer``, such as ``lambda p: torch.optim.LBFGS(p)``;
+            optimizer: ``leaves -> torch optimizer``, such as ``torch.optim.LBFGS``;
                 default Newton's method with CG, a line search and this problem's damping.
 
         Returns:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from bilevel import _autodiff
+from bilevel._checks import check_count
 from bilevel._tree import Tree
 from bilevel.curvature import HessianOperator
 from bilevel.errors import ConvergenceWarning, InputError, NonFiniteError, outside
@@ -33,20 +34,20 @@ def refine(
     optimizer: Callable[[list[Tensor]], torch.optim.Optimizer] | None,
 ) -> Tree:
     """See :meth:`bilevel.ImplicitProblem.refine`; ``phi`` and ``theta`` are leaves."""
-    if isinstance(max_steps, bool) or not isinstance(max_steps, int) or max_steps < 1:
-        raise InputError(f"max_steps must be an integer of at least 1, found {max_steps!r}.")
+    check_count("refine", "max_steps", max_steps)
     if optimizer is not None and not callable(optimizer):
         raise InputError(
             "optimizer must be a function from leaves to a torch optimizer, such as "
-            f"lambda leaves: torch.optim.LBFGS(leaves); found {optimizer!r}."
+            f"torch.optim.LBFGS; found {optimizer!r}."
         )
     if tolerance is not None and not 0.0 <= tolerance < math.inf:
         raise InputError(f"tolerance must be a finite number of at least 0, found {tolerance}.")
     fixed = [leaf.detach() for leaf in phi]
     leaves = [leaf.detach().clone() for leaf in theta]
-    start = float(torch.linalg.vector_norm(_gradient(inner, fixed, leaves)[1]))
+    slope = _gradient(inner, fixed, leaves)[1]
+    start = float(torch.linalg.vector_norm(slope))
     if tolerance is None:
-        tolerance = _default_tolerance(inner, fixed, leaves, start)
+        tolerance = _default_tolerance(inner, fixed, leaves, slope)
     if optimizer is None:
         leaves, reached = _newton(inner, fixed, leaves, hvp, damping, tolerance, max_steps)
     else:
@@ -63,16 +64,16 @@ def refine(
 
 
 def _default_tolerance(
-    inner: Objective, phi: list[Tensor], theta: Sequence[Tensor], start: float
+    inner: Objective, phi: list[Tensor], theta: Sequence[Tensor], slope: Tensor
 ) -> float:
     """``sqrt(eps)`` on the scale of the gradient: its norm, or its change if theta were doubled.
 
     The second keeps the tolerance within reach of a start that is nearly the minimum already.
     """
     small = math.sqrt(torch.finfo(inner.theta.dtype).eps)
-    here = _gradient(inner, phi, theta)[1]
     there = _gradient(inner, phi, [leaf * (1 + small) for leaf in theta])[1]
-    change = float(torch.linalg.vector_norm(there - here)) / small
+    change = float(torch.linalg.vector_norm(there - slope)) / small
+    start = float(torch.linalg.vector_norm(slope))
     return small * max(start, change if math.isfinite(change) else 0.0)
 
 
@@ -167,7 +168,8 @@ def _descend(
         _require_finite(value, norm)
         if norm <= tolerance:
             return [leaf.detach() for leaf in leaves], norm
-        closure()
+        for leaf, slope in zip(leaves, inner.theta.split(gradient), strict=True):
+            leaf.grad = slope  # for an optimizer that does not call its closure
         torch_optimizer.step(closure)  # pyright: ignore[reportCallIssue, reportArgumentType]
     norm = float(torch.linalg.vector_norm(_gradient(inner, phi, leaves)[1]))
     return [leaf.detach() for leaf in leaves], norm

@@ -13,7 +13,7 @@ State = dict[str, Tensor]
 
 
 class Result(enum.Enum):
-    """How a solve ended. Each member's ``message`` says what happened and which knob to turn.
+    """How a solve ended. Each member's ``message`` says what happened and what to change.
 
     Example:
         >>> Result.BUDGET.ok
@@ -63,7 +63,7 @@ class Result(enum.Enum):
 
     @property
     def message(self) -> str:
-        """What happened, the likely causes, and what to turn."""
+        """What happened, the likely causes, and what to change."""
         return self.value
 
     @property

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from bilevel._checks import check_count, is_number
-from bilevel._spectrum import settled
+from bilevel._spectrum import zero_below_rounding
 from bilevel.errors import InputError
 from bilevel.operators import LinearOperator
 from bilevel.solution import Result, State
@@ -296,7 +296,9 @@ def lowest_curvature(
     """
     seen = torch.where(active, along / square, math.inf)
     largest = torch.where(seen.isinf(), 0.0, seen).abs().amax(0)
-    smallest = settled(seen.amin(0), largest, 16 * torch.finfo(dtype or along.dtype).eps)
+    smallest = zero_below_rounding(
+        seen.amin(0), largest, 16 * torch.finfo(dtype or along.dtype).eps
+    )
     return smallest, smallest < 0, smallest == 0
 
 

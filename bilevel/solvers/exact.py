@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bilevel._spectrum import settled
+from bilevel._spectrum import zero_below_rounding
 from bilevel.errors import InputError
 from bilevel.operators import LinearOperator, finite
 from bilevel.solution import State
@@ -66,7 +66,7 @@ class Exact(Solver):
             values = torch.linalg.eigvalsh(matrix)
             size = values.abs().amax(-1)
             noise = n * torch.finfo(matrix.dtype).eps
-            state["smallest"] = settled(values[..., 0], size, noise)
+            state["smallest"] = zero_below_rounding(values[..., 0], size, noise)
         factor, pivots, info = torch.linalg.lu_factor_ex(matrix)
         if bool(info.any()) or not _well_posed(factor.diagonal(dim1=-2, dim2=-1).abs()):
             return {**state, "pseudoinverse": torch.linalg.pinv(matrix)}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bilevel._spectrum import Scaled, settled
+from bilevel._spectrum import Scaled, zero_below_rounding
 from bilevel.operators import LinearOperator, finite
 from bilevel.preconditioners import PreconditionerLike, precondition, prepare
 from bilevel.solution import State
@@ -174,7 +174,7 @@ def _curvature(hessenberg: Tensor) -> Tensor:
     unseen = (hessenberg == 0).all(1) & (size > 0).unsqueeze(1)
     symmetric = (square + square.mT) / 2 + torch.diag_embed(unseen * size.unsqueeze(1))
     noise = 16 * torch.finfo(hessenberg.dtype).eps
-    return settled(torch.linalg.eigvalsh(symmetric)[:, 0], size, noise)
+    return zero_below_rounding(torch.linalg.eigvalsh(symmetric)[:, 0], size, noise)
 
 
 def _least_squares(hessenberg: Tensor, steps: int, norm: Tensor) -> Tensor:

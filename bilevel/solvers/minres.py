@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from bilevel._spectrum import Scaled, ritz, settled
+from bilevel._spectrum import Scaled, ritz, zero_below_rounding
 from bilevel.operators import LinearOperator
 from bilevel.preconditioners import PreconditionerLike, precondition, prepare
 from bilevel.solution import State
@@ -150,7 +150,7 @@ class MINRES(Iterative):
         tridiagonal = torch.stack(diagonal, dim=1), torch.stack(off, dim=1)
         lowest, highest = ritz(*tridiagonal, torch.stack(working).sum(0))
         # The Lanczos vectors may all show positive curvature where their combinations do not.
-        seen = settled(lowest, torch.maximum(highest, -lowest), rounding).to(rhs.dtype)
+        seen = zero_below_rounding(lowest, torch.maximum(highest, -lowest), rounding).to(rhs.dtype)
         smallest = torch.minimum(smallest, products.curvature(seen))
         ends = products.curvature(lowest), products.curvature(highest)
         outcome = Outcome(x, iterations, flag, smallest, ritz=ends)

@@ -17,9 +17,9 @@ from bilevel.solvers.base import NEGATIVE, OK, SINGULAR, Outcome, Solver, check_
 
 @dataclass(frozen=True)
 class Nystrom(Solver):
-    """Invert ``U diag(eigenvalues) U' + rho (I - U U')``, a randomized picture of A.
+    """Invert ``U diag(eigenvalues) U' + rho (I - U U')``, the randomized Nystrom approximation of A.
 
-    All products are made at once, before the solve, and the picture can be used again. Exact when
+    All products are made at once, before the solve, and can be used again. Exact when
     ``rank >= n``, and where A is of a lower rank than ``rank`` plus a multiple of the identity;
     otherwise as good as it is close to that, which a damped Hessian often is. Semidefinite
     operators only.
