@@ -17,7 +17,7 @@ from bilevel.solvers.base import NEGATIVE, OK, SINGULAR, Outcome, Solver, check_
 
 @dataclass(frozen=True)
 class Nystrom(Solver):
-    """Invert ``U diag(eigenvalues) U' + rho (I - U U')``, the randomized Nystrom approximation of A.
+    """Invert ``U diag(eigenvalues) U' + rho (I - U U')``, a randomized approximation of A.
 
     All products are made at once, before the solve, and can be used again. Exact when
     ``rank >= n``, and where A is of a lower rank than ``rank`` plus a multiple of the identity;

@@ -200,7 +200,7 @@ def test_preconditioners_change_no_answer(solver: Any, A: Tensor, seed: int) -> 
 
 @few
 @given(st.integers(1, 4), st.floats(1e-3, 1.0), seeds)
-def test_a_low_rank_picture_inverts_low_rank_above_a_level(
+def test_a_low_rank_approximation_inverts_low_rank_above_a_level(
     rank: int, level: float, seed: int
 ) -> None:
     factor = normal(12, rank, seed=seed)

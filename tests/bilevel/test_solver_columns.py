@@ -75,7 +75,7 @@ def test_a_batch_of_matrices_that_are_not_symmetric_is_solved() -> None:
 
 
 @pytest.mark.parametrize("solver", [bilevel.Nystrom(2), ALL["CG Nystrom"]])
-def test_a_low_rank_picture_refuses_a_batch(solver: bilevel.Solver) -> None:
+def test_a_low_rank_approximation_refuses_a_batch(solver: bilevel.Solver) -> None:
     A = bilevel.Matrix(torch.eye(3, dtype=F64).expand(2, 3, 3))
     with pytest.raises(bilevel.InputError, match="one matrix at a time"):
         bilevel.solve(A, torch.ones(2, 3, dtype=F64), solver)
