@@ -8,10 +8,9 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.func import functional_call
 
 from structured import costs
-from structured.methods._objectives import Compared, Cost, Parameters
+from structured.methods._objectives import Cost
 from structured.methods._optimizer import check_count, check_rate, check_weights
 from structured.methods._parts import check_cost
 from structured.methods._staged import (
@@ -21,7 +20,6 @@ from structured.methods._staged import (
     StagedLearner,
     check_start,
     pretraining,
-    trained_energy,
 )
 from structured.methods.base import Method, SearchSpace
 from structured.models import Models
@@ -91,30 +89,6 @@ class Alternating(Method):
             "network": Rule(self.network_lr),
             "energy": Rule(self.energy_lr, self.energy_weight_decay),
         }
-
-
-@dataclass(frozen=True)
-class AlternatingObjectives:
-    """What network and energy descend. Pure: phi, logits and candidates come in as arguments.
-
-    Attributes:
-        models: the space, and the module that computes energies.
-        cost: Delta.
-    """
-
-    models: Models
-    cost: Cost
-
-    def energies(self, phi: Parameters, x: Tensor, points: Tensor) -> Tensor:
-        """Return energies of points ``[..., B, *event]``, ``[..., B]``."""
-        return functional_call(trained_energy(self.models), dict(phi), (x, points))
-
-    def compare(
-        self, phi: Parameters, x: Tensor, y: Tensor, logits: Tensor, candidates: Tensor
-    ) -> Compared:
-        """Evaluate candidates ``[K, B, *event]`` beside the gold output, features of x once."""
-        energies = self.energies(phi, x, torch.cat([y[None], candidates]))
-        return Compared(logits, energies[0], energies[1:], self.cost(candidates, y))
 
 
 class AlternatingLearner(StagedLearner):

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from structured._space import Space
-from structured.methods._objectives import draw_masks
+from structured.methods._objectives import draw_masks, network_logits, training_logits
 from structured.spaces import Labels, Tags
 
 Parameterization = Literal["separate", "shared", "stacked"]
@@ -68,8 +67,8 @@ class Separate(Augmented):
     def both(
         self, network: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        own = _logits(self.network, x, draw_masks(self.network, x, generator))
-        return _logits(network, x, draw_masks(network, x, generator)), own
+        own = training_logits(self.network, x, generator)
+        return training_logits(network, x, generator), own
 
 
 class Shared(Augmented):
@@ -106,8 +105,7 @@ class Shared(Augmented):
         }
         leaves |= dict(self.named_parameters())  # "output.weight" and the like
         # The body is evaluated twice: it is not known what a network does after its last layer.
-        extra = {} if masks is None else {"dropout_masks": masks}
-        return _logits(network, x, masks), functional_call(network, leaves, (x,), extra)
+        return network_logits(network, x, masks), network_logits(network, x, masks, leaves)
 
 
 class Stacked(Augmented):
@@ -140,7 +138,7 @@ class Stacked(Augmented):
     def both(
         self, network: nn.Module, x: Tensor, y: Tensor, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        logits = _logits(network, x, draw_masks(network, x, generator))
+        logits = training_logits(network, x, generator)
         point = self.space.relax(logits)
         inputs = [point.detach() if self.detach else point, y]
         if isinstance(self.space, Labels | Tags):
@@ -159,7 +157,3 @@ def augmented(
     like = next(network.parameters())
     with torch.random.fork_rng(devices=[]):
         return Stacked(space, detach=detach).to(like.device, like.dtype)
-
-
-def _logits(network: nn.Module, x: Tensor, masks: Any) -> Tensor:
-    return network(x) if masks is None else network(x, dropout_masks=masks)

@@ -1,4 +1,4 @@
-"""The two objectives of the paper's Algorithm 1, as functions of phi, theta and one minibatch."""
+"""Objectives as functions of phi, theta and one minibatch; above all the two of Algorithm 1."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from structured._space import Space
 from structured.methods.primaries import Primary
 from structured.models import Models
 from structured.sampling import Sampler
@@ -53,6 +54,59 @@ def draw_masks(network: nn.Module, x: Tensor, generator: torch.Generator) -> Any
     return None if draw is None else draw(x, generator=generator)
 
 
+def network_logits(
+    network: nn.Module, x: Tensor, masks: Any, parameters: Parameters | None = None
+) -> Tensor:
+    """Return the network's logits under given dropout masks.
+
+    Args:
+        network: A.
+        x: inputs, ``[B, ...]``.
+        masks: of `draw_masks`; None where there are none.
+        parameters: take these instead of the network's own.
+
+    Returns:
+        ``[B, *event]``.
+    """
+    extra = {} if masks is None else {"dropout_masks": masks}
+    if parameters is None:
+        return network(x, **extra)
+    return functional_call(network, dict(parameters), (x,), extra)
+
+
+def training_logits(network: nn.Module, x: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the network's logits under new dropout, ``[B, *event]``."""
+    return network_logits(network, x, draw_masks(network, x, generator))
+
+
+def pretraining_loss(
+    space: Space, logits: Tensor, local: Tensor | None, y: Tensor
+) -> tuple[Tensor, dict[str, float]]:
+    """Return what is descended before an energy is used, 0-d, and its figures.
+
+    Args:
+        space: of the outputs.
+        logits: of the network, ``[B, *event]``.
+        local: coefficients of the energy's local term, if it is to become a classifier beside the
+            network: its logits are their negatives.
+        y: gold outputs, ``[B, *event]``.
+    """
+    loss = -space.log_prob(logits, y).mean()
+    figures = {"cross_entropy": float(loss.detach())}
+    if local is not None:
+        beside = -space.log_prob(-local, y).mean()
+        figures["energy_cross_entropy"] = float(beside.detach())
+        loss = loss + beside
+    return loss, figures
+
+
+def trained_energy(models: Models) -> nn.Module:
+    """Return the energy, or raise ValueError if there is none."""
+    if models.energy is None:
+        raise ValueError("models: found no energy, wanted one; this method trains it")
+    return models.energy
+
+
 @dataclass(frozen=True)
 class Compared:
     """Gold output and candidates under the energy.
@@ -71,51 +125,62 @@ class Compared:
 
 
 @dataclass(frozen=True)
-class Objectives:
-    """``L_P`` and ``L_A``. Pure: parameters and noise come in as arguments.
+class EnergyObjectives:
+    """What objectives of an energy have in common. Pure: parameters come in as arguments.
 
     Attributes:
         models: whose modules compute; their own parameters are not used.
+        cost: Delta.
+    """
+
+    models: Models
+    cost: Cost
+
+    def energies(self, phi: Parameters, x: Tensor, points: Tensor) -> Tensor:
+        """Return energies of points ``[..., B, *event]``, ``[..., B]``."""
+        return functional_call(trained_energy(self.models), dict(phi), (x, points))
+
+    def compare(
+        self, phi: Parameters, x: Tensor, y: Tensor, logits: Tensor, candidates: Tensor
+    ) -> Compared:
+        """Evaluate candidates ``[K, B, *event]`` beside the gold output, features of x once."""
+        energies = self.energies(phi, x, torch.cat([y[None], candidates]))
+        return Compared(logits, energies[0], energies[1:], self.cost(candidates, y))
+
+
+@dataclass(frozen=True)
+class Objectives(EnergyObjectives):
+    """``L_P`` and ``L_A``. Pure: parameters and noise come in as arguments.
+
+    Attributes:
         primary: the loss of L_P.
         sampler: how its candidates are drawn.
-        cost: Delta.
         ce_weight: lam.
         cost_weight: of the cost within L_A, 0 in the paper.
         l2: r.
     """
 
-    models: Models
     primary: Primary
     sampler: Sampler
-    cost: Cost
     ce_weight: float
     cost_weight: float
     l2: float
 
     def logits(self, theta: Parameters, batch: Minibatch) -> Tensor:
         """Return the network's logits under the minibatch's dropout, ``[B, *event]``."""
-        network = self.models.network
-        extra = {} if batch.masks is None else {"dropout_masks": batch.masks}
-        return functional_call(network, dict(theta), (batch.x,), extra)
+        return network_logits(self.models.network, batch.x, batch.masks, theta)
 
-    def energies(self, phi: Parameters, x: Tensor, points: Tensor) -> Tensor:
-        """Return energies of points ``[..., B, *event]``, ``[..., B]``."""
-        energy = self.models.energy
-        assert energy is not None
-        return functional_call(energy, dict(phi), (x, points))
-
-    def compare(self, phi: Parameters, theta: Parameters, batch: Minibatch) -> Compared:
-        """Draw the candidates and evaluate them beside the gold output, features of x once."""
+    def compare_samples(self, phi: Parameters, theta: Parameters, batch: Minibatch) -> Compared:
+        """Draw the candidates and evaluate them beside the gold output."""
         logits = self.logits(theta, batch)
         candidates = self.models.space.sample(
             logits, self.primary.samples, self.sampler, noise=batch.noise
         )
-        energies = self.energies(phi, batch.x, torch.cat([batch.y[None], candidates]))
-        return Compared(logits, energies[0], energies[1:], self.cost(candidates, batch.y))
+        return self.compare(phi, batch.x, batch.y, logits, candidates)
 
     def outer(self, phi: Parameters, theta: Parameters, batch: Minibatch) -> Tensor:
         """L_P: the primary loss at candidates from the network, mean over the minibatch."""
-        found = self.compare(phi, theta, batch)
+        found = self.compare_samples(phi, theta, batch)
         return self.primary.loss(found.gold_energy, found.energies, found.costs).mean()
 
     def inner(self, phi: Parameters, theta: Parameters, batch: Minibatch) -> Tensor:

@@ -12,7 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from structured.energies import unaries_from_network
-from structured.methods._objectives import Minibatch, draw_masks
+from structured.methods._objectives import (
+    Minibatch,
+    draw_masks,
+    pretraining_loss,
+    trained_energy,
+    training_logits,
+)
 from structured.methods._optimizer import OptimizerName, check_choice, make_optimizer
 from structured.methods.base import Learner, Method
 from structured.models import Models
@@ -99,8 +105,7 @@ class StagedLearner(Learner):
         self._stages, self._start, self._max_norm = tuple(stages), energy_start, max_norm
         self._phi = dict(self._energy.named_parameters())
         self._theta = dict(models.network.named_parameters())
-        if energy_start == "cross_entropy":
-            unaries_of(self._energy)
+        self._unaries = unaries_of(self._energy) if energy_start == "cross_entropy" else None
         self._notice = ""
         # The stage begun last, and what moves in it.
         self._begun = ""
@@ -136,13 +141,9 @@ class StagedLearner(Learner):
             unaries_from_network(cast(Any, self._energy), self.models.network)
 
     def _pretrain(self, x: Tensor, y: Tensor) -> dict[str, float]:
-        space = self.models.space
-        loss = -space.log_prob(self._logits(x), y).mean()
-        figures = {"cross_entropy": float(loss.detach())}
-        if self._start == "cross_entropy":
-            local = -space.log_prob(-unaries_of(self._energy)(x), y).mean()
-            figures["energy_cross_entropy"] = float(local.detach())
-            loss = loss + local
+        logits, unaries = self._logits(x), self._unaries
+        local = None if unaries is None else unaries(x)
+        loss, figures = pretraining_loss(self.models.space, logits, local, y)
         self._descend(loss, *self._stage.moves)
         return figures
 
@@ -160,10 +161,8 @@ class StagedLearner(Learner):
 
     def _logits(self, x: Tensor) -> Tensor:
         """Return the network's logits under new dropout, without a graph if it is at rest."""
-        network = self.models.network
-        masks = draw_masks(network, x, self.generator)
         with nullcontext() if "network" in self._stage.moves else torch.no_grad():
-            return network(x) if masks is None else network(x, dropout_masks=masks)
+            return training_logits(self.models.network, x, self.generator)
 
     def _minibatch(self, x: Tensor, y: Tensor) -> Minibatch:
         """Return the data with new dropout masks."""
@@ -211,13 +210,6 @@ class DescentLearner(StagedLearner):
         loss, figures = self._loss(x, y)
         self._descend(loss, *stage.moves)
         return figures
-
-
-def trained_energy(models: Models) -> nn.Module:
-    """Return the energy, or raise ValueError if there is none."""
-    if models.energy is None:
-        raise ValueError("models: found no energy, wanted one; this method trains it")
-    return models.energy
 
 
 def unaries_of(energy: nn.Module) -> nn.Module:

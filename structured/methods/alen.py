@@ -8,11 +8,17 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from structured.methods._alternating import Alternating, AlternatingLearner, AlternatingObjectives
+from structured.methods._alternating import Alternating, AlternatingLearner
 from structured.methods._gradient_inference import Descent, energy_of_points
-from structured.methods._objectives import Compared, Parameters, fixed
+from structured.methods._objectives import (
+    Compared,
+    EnergyObjectives,
+    Parameters,
+    fixed,
+    trained_energy,
+)
 from structured.methods._optimizer import check_count, check_rate, check_weights
-from structured.methods._staged import Stage, trained_energy
+from structured.methods._staged import Stage
 from structured.methods.base import SearchSpace
 from structured.methods.figures import comparison_figures
 from structured.methods.primaries import Margin
@@ -192,7 +198,7 @@ class ALEN(IALEN):
 
 
 @dataclass(frozen=True)
-class LocalizedObjectives(AlternatingObjectives):
+class LocalizedObjectives(EnergyObjectives):
     """What the network and the energy descend.
 
     Attributes:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from structured.methods._objectives import draw_masks
+from structured.methods._objectives import training_logits
 from structured.methods._optimizer import check_rate, descend, make_optimizer
 from structured.methods.base import Learner, Method, SearchSpace
 from structured.methods.registry import register
@@ -86,9 +86,7 @@ class CrossEntropyLearner(Learner):
         return ""
 
     def step(self, x: Tensor, y: Tensor) -> dict[str, float]:
-        network = self.models.network
-        masks = draw_masks(network, x, self.generator)
-        logits = network(x) if masks is None else network(x, dropout_masks=masks)
+        logits = training_logits(self.models.network, x, self.generator)
         loss = -self.models.space.log_prob(logits, y).mean()
         descend(self._optimizer, loss)
         return {"cross_entropy": float(loss.detach())}

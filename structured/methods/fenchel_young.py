@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -25,8 +25,14 @@ from structured.fenchel_young import (
     augmented,
 )
 from structured.inference import EnergyFunction, SlopedEnergy
-from structured.methods._objectives import Cost, draw_masks
-from structured.methods._optimizer import check_count, check_rate, descend, make_optimizer
+from structured.methods._objectives import Cost, training_logits
+from structured.methods._optimizer import (
+    check_choice,
+    check_count,
+    check_rate,
+    descend,
+    make_optimizer,
+)
 from structured.methods._parts import check_cost
 from structured.methods.base import Learner, Method, SearchSpace
 from structured.methods.registry import register
@@ -125,11 +131,8 @@ class FenchelYoung(Method):
     weight_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, choices in (("energy", _COUPLINGS), ("regularizer", _REGULARIZERS)):
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name}: found {getattr(self, name)!r}, wanted one of {', '.join(choices)}"
-                )
+        check_choice("energy", self.energy, get_args(EnergyName))
+        check_choice("regularizer", self.regularizer, get_args(RegularizerName))
         check_cost(self.cost)
         check_count("steps", self.steps, 1)
         for name in ("weight", "lr", "energy_lr"):
@@ -223,8 +226,7 @@ class FenchelYoungLearner(Learner):
 
     def step(self, x: Tensor, y: Tensor) -> dict[str, float]:
         method, models = self._method, self.models
-        masks = draw_masks(models.network, x, self.generator)
-        logits = models.network(x) if masks is None else models.network(x, dropout_masks=masks)
+        logits = training_logits(models.network, x, self.generator)
         energy_fn = joint_energy(models, x, logits)
         if method.cost_weight:
             energy_fn = augmented(energy_fn, self._weighted_cost, y)

@@ -60,7 +60,7 @@ def objective_figures(
         E(x, y); above zero where gold outputs lie lower) and "active_hinges" (the share of
         candidates that violate their margin, whatever the primary loss is).
     """
-    found = objectives.compare(phi, theta, batch)
+    found = objectives.compare_samples(phi, theta, batch)
     return {
         "auxiliary": float(objectives.auxiliary(phi, found.logits, batch)),
         "cross_entropy": float(objectives.cross_entropy(found.logits, batch.y).mean()),

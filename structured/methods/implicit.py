@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, get_args
 
 import torch
 
 import bilevel
 from bilevel.products import HVP, check_hvp
 from structured import costs
-from structured.methods._objectives import Cost, Objectives
-from structured.methods._optimizer import OptimizerName, check_count, check_rate
+from structured.methods._objectives import Cost, Objectives, trained_energy
+from structured.methods._optimizer import OptimizerName, check_choice, check_count, check_rate
 from structured.methods._parts import check_cost, check_part
-from structured.methods._staged import EnergyStart, check_start, trained_energy
+from structured.methods._staged import EnergyStart, check_start
 from structured.methods.base import Method, SearchSpace
 from structured.methods.figures import TrustLimits
 from structured.methods.hypergradient import NoAdjoint
@@ -24,10 +24,6 @@ from structured.models import Models
 from structured.sampling import Sampler
 
 GradientName = Literal["direct", "implicit", "unrolled"]
-_CHOICES = {
-    "gradient": ("direct", "implicit", "unrolled"),
-    "inner_optimizer": ("adam", "sgd"),
-}
 
 
 @register("implicit")
@@ -145,11 +141,8 @@ class Implicit(Method):
         check_part("sampler", self.sampler, Sampler, "structured.sampling.Soft()", optional=True)
         check_part("trust", self.trust, TrustLimits, "structured.methods.TrustLimits()")
         check_cost(self.cost)
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name}: found {getattr(self, name)!r}, wanted one of {', '.join(choices)}"
-                )
+        check_choice("gradient", self.gradient, get_args(GradientName))
+        check_choice("inner_optimizer", self.inner_optimizer, get_args(OptimizerName))
         check_start(self.energy_start)
         check_count("inner_steps", self.inner_steps, 1)
         check_count("outer_every", self.outer_every, 1)

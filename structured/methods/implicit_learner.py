@@ -9,7 +9,12 @@ from torch import Tensor, nn
 
 import bilevel
 from structured.energies import unaries_from_network
-from structured.methods._objectives import Minibatch, draw_masks
+from structured.methods._objectives import (
+    Minibatch,
+    draw_masks,
+    pretraining_loss,
+    training_logits,
+)
 from structured.methods._optimizer import descend, make_optimizer
 from structured.methods._staged import PRETRAINING, unaries_of
 from structured.methods.base import Learner
@@ -39,9 +44,10 @@ class ImplicitLearner(Learner):
         self._objectives = method.objectives(models)
         self._phi = dict(energy.named_parameters())
         self._theta = dict(models.network.named_parameters())
-        pretrained = list(self._theta.values())
+        pretrained, self._unaries = list(self._theta.values()), None
         if method.energy_start == "cross_entropy":
-            pretrained += list(unaries_of(energy).parameters())
+            self._unaries = unaries_of(energy)
+            pretrained += list(self._unaries.parameters())
         self._pretraining = make_optimizer("adam", pretrained, method.pretrain_lr)
         self._notice = ""
         each_epoch = max(1, steps_per_epoch // method.outer_every)
@@ -76,15 +82,9 @@ class ImplicitLearner(Learner):
         return self._joint(x, y)
 
     def _pretrain(self, x: Tensor, y: Tensor) -> dict[str, float]:
-        network, space = self.models.network, self.models.space
-        masks = draw_masks(network, x, self.generator)
-        logits = network(x) if masks is None else network(x, dropout_masks=masks)
-        loss = -space.log_prob(logits, y).mean()
-        figures = {"cross_entropy": float(loss.detach())}
-        if self._method.energy_start == "cross_entropy":
-            local = -space.log_prob(-unaries_of(self._energy)(x), y).mean()
-            figures["energy_cross_entropy"] = float(local.detach())
-            loss = loss + local
+        logits = training_logits(self.models.network, x, self.generator)
+        local = None if self._unaries is None else self._unaries(x)
+        loss, figures = pretraining_loss(self.models.space, logits, local, y)
         descend(self._pretraining, loss)
         return figures
 

@@ -156,7 +156,7 @@ class InfNetObjectives:
         self, phi: Parameters, theta: Parameters, pretrained: Parameters, batch: Minibatch
     ) -> Tensor:
         """Return minus the margin, plus the penalties: what F descends."""
-        found, parts = self.margin.compare(phi, theta, batch), self.margin
+        found, parts = self.margin.compare_samples(phi, theta, batch), self.margin
         values = -parts.primary.loss(found.gold_energy, found.energies, found.costs)
         if self.entropy:
             values = values + self.entropy * parts.models.space.entropy(found.logits)
@@ -220,7 +220,7 @@ class InfNetLearner(AlternatingLearner):
             name: leaf.detach() if name in self._frozen else leaf
             for name, leaf in self._phi.items()
         }
-        found = margin.compare(phi, theta, batch)
+        found = margin.compare_samples(phi, theta, batch)
         loss = margin.primary.loss(found.gold_energy, found.energies, found.costs).mean()
         self._descend(loss, "energy")
         moved = {name: leaf - self._kept[name] for name, leaf in theta.items()}

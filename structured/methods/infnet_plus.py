@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from structured.losses import compound_energy_loss, compound_network_loss
-from structured.methods._alternating import Alternating, AlternatingLearner, AlternatingObjectives
+from structured.methods._alternating import Alternating, AlternatingLearner
 from structured.methods._augmented import Augmented, Parameterization, augmented
-from structured.methods._objectives import Compared, fixed
+from structured.methods._objectives import Compared, EnergyObjectives, fixed
 from structured.methods._optimizer import check_choice, check_weights
 from structured.methods._staged import Stage
 from structured.methods.base import SearchSpace
@@ -112,7 +112,7 @@ class InfNetPlus(Alternating):
 
 
 @dataclass(frozen=True)
-class CompoundObjectives(AlternatingObjectives):
+class CompoundObjectives(EnergyObjectives):
     """The two compound losses.
 
     Attributes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -13,20 +13,16 @@ from structured.methods._gradient_inference import (
     Descent,
     build_with_global_term,
 )
-from structured.methods._optimizer import check_count, check_rate
+from structured.methods._optimizer import check_choice, check_count, check_rate
 from structured.methods._staged import DescentLearner, Rule, Stage, pretraining
 from structured.methods.base import Method, SearchSpace
 from structured.methods.registry import register
 from structured.models import ModelConfig, Models, build_models
 from structured.sampling import NoPathHard
 
+NCELoss = Literal["ranking", "binary"]
 Noise = Literal["network", "frequency"]
 Prediction = Literal["marginals", "gradient"]
-_CHOICES = {
-    "loss": ("ranking", "binary"),
-    "noise": ("network", "frequency"),
-    "prediction": ("marginals", "gradient"),
-}
 
 
 @register("nce")
@@ -97,7 +93,7 @@ class NCE(Method):
         "samples": (20, 40),
     }
 
-    loss: Literal["ranking", "binary"] = "ranking"
+    loss: NCELoss = "ranking"
     noise: Noise = "network"
     samples: int = 40
     residual: bool = True
@@ -112,11 +108,9 @@ class NCE(Method):
     rate: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name}: found {getattr(self, name)!r}, wanted one of {', '.join(choices)}"
-                )
+        check_choice("loss", self.loss, get_args(NCELoss))
+        check_choice("noise", self.noise, get_args(Noise))
+        check_choice("prediction", self.prediction, get_args(Prediction))
         check_count("samples", self.samples, 1)
         check_count("candidates", self.candidates, 1)
         check_count("pretrain_epochs", self.pretrain_epochs, 0)

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from structured.losses import nce_ranking
-from structured.methods._alternating import Alternating, AlternatingLearner, AlternatingObjectives
-from structured.methods._objectives import Compared, Parameters, fixed
+from structured.methods._alternating import Alternating, AlternatingLearner
+from structured.methods._objectives import Compared, EnergyObjectives, Parameters, fixed
 from structured.methods._optimizer import check_choice, check_count, check_weights
 from structured.methods._staged import PRETRAINING, EnergyStart, Stage
 from structured.methods.base import SearchSpace
@@ -132,7 +132,7 @@ class Seal(Alternating):
 
 
 @dataclass(frozen=True)
-class SealObjectives(AlternatingObjectives):
+class SealObjectives(EnergyObjectives):
     """What the network and the energy descend.
 
     Attributes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from structured.methods._gradient_inference import (
     energy_slope,
     joint_energy,
 )
-from structured.methods._optimizer import check_count, check_rate
+from structured.methods._optimizer import check_choice, check_count, check_rate
 from structured.methods._parts import check_part
 from structured.methods._staged import DescentLearner, Rule, Stage, pretraining
 from structured.methods.base import Method, SearchSpace
@@ -27,11 +27,6 @@ from structured.models import ModelConfig, Models
 Through = Literal["unrolled", "argmin"]
 Iterates = Literal["last", "all"]
 Start = Literal["network", "centre"]
-_CHOICES = {
-    "through": ("unrolled", "argmin"),
-    "iterates": ("last", "all"),
-    "start": ("network", "centre"),
-}
 _STATIONARY = 0.1  # mean |gradient| per entry above which an argmin's derivative is in doubt
 
 
@@ -122,11 +117,9 @@ class EndToEndSPEN(Method):
     reweights: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        for name, choices in _CHOICES.items():
-            if getattr(self, name) not in choices:
-                raise ValueError(
-                    f"{name}: found {getattr(self, name)!r}, wanted one of {', '.join(choices)}"
-                )
+        check_choice("through", self.through, get_args(Through))
+        check_choice("iterates", self.iterates, get_args(Iterates))
+        check_choice("start", self.start, get_args(Start))
         _ = self.descent  # checks its options
         check_part("solver", self.solver, bilevel.Solver, "bilevel.GMRES()")
         check_count("pretrain_epochs", self.pretrain_epochs, 0)

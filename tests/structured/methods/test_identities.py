@@ -62,7 +62,7 @@ def theta_gradient(function: Callable[[Tree], Tensor], theta: Tree) -> Tree:
 
 
 def all_active(objectives: Objectives, phi: Tree, theta: Tree, batch: Minibatch) -> bool:
-    found = objectives.compare(phi, theta, batch)
+    found = objectives.compare_samples(phi, theta, batch)
     return bool((found.costs - found.energies + found.gold_energy > 0).all())
 
 
