@@ -185,7 +185,7 @@ def low_rank(operator: LinearOperator, rank: int, seed: int, level: float | None
         with an eigendecomposition of the core, which tolerates a semidefinite one).
     """
     if operator.batch is not None:
-        raise InputError("a low-rank approximation takes one matrix, not a batched operator.")
+        raise InputError("a low-rank approximation takes one matrix at a time, not a batch.")
     rank = min(rank, operator.size)
     kind = torch.promote_types(operator.dtype, torch.float32)
     test = torch.linalg.qr(_random_rows(operator, rank, seed).to(kind).T).Q

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from bilevel._closures import Constant, behind
 from bilevel._guard import Guard
 from bilevel._implicit_function import Attach, Condition
 from bilevel._point import usable
-from bilevel._tree import Tree, check_same_kind, flatten, refuse_sparse
+from bilevel._tree import Layout, Tree, check_same_kind, flatten, refuse_sparse
 from bilevel.errors import InputError, TransformError
 from bilevel.linear import OnFailure, check_options
 from bilevel.operators import check_damping
@@ -200,13 +201,8 @@ def _attach(
             "known to be. Use GMRES or BiCGStab, or root(..., symmetric=True) where it is."
         )
     x_leaves, layout = flatten(x_star, names[1])
-    phi_leaves, phi_layout = flatten(usable(phi), "phi")
-    check_same_kind(layout, names[1], phi_layout, "phi")
-    arg_leaves, arg_spec = pytree.tree_flatten(usable(check_args(args, "args")))
-    tensors = [i for i, leaf in enumerate(arg_leaves) if isinstance(leaf, Tensor)]
-    params = [*phi_leaves, *(arg_leaves[i] for i in tensors)]
-    if any(param.is_complex() and param.requires_grad for param in params):
-        raise InputError("args holds a complex tensor that requires grad; only real ones may.")
+    given = _Parameters.of(phi, args)
+    check_same_kind(layout, names[1], given.phi, "phi")
     guard = Guard([function], args, layout.device)
 
     def evaluated(p: Tree, x: Tree, *rest: Any) -> list[Tensor]:
@@ -219,19 +215,16 @@ def _attach(
     # All derivatives, whenever they are asked for, are taken at the solution.
     value = Constant(evaluated, names[0])
 
-    def trees(x: Tensor, moving: Sequence[Tensor]) -> tuple[Any, ...]:
-        leaves = list(arg_leaves)
-        for index, tensor in zip(tensors, moving[len(phi_leaves) :], strict=True):
-            leaves[index] = tensor
-        rest = pytree.tree_unflatten(leaves, arg_spec)
-        return phi_layout.tree(moving[: len(phi_leaves)]), layout.unflatten(x), *rest
+    def trees(x: Tensor, params: Sequence[Tensor]) -> tuple[Any, ...]:
+        phi, args = given.trees(params)
+        return phi, layout.unflatten(x), *args
 
-    def field(x: Tensor, *moving: Tensor) -> Tensor:
-        given = trees(x, moving)
-        return layout.join(_slope(value, damping, *given) if scalar else value(*given))
+    def field(x: Tensor, *params: Tensor) -> Tensor:
+        at = trees(x, params)
+        return layout.join(_slope(value, damping, *at) if scalar else value(*at))
 
-    def probe(x: Tensor, *moving: Tensor) -> Tensor:
-        found = value(*trees(x, moving))
+    def probe(x: Tensor, *params: Tensor) -> Tensor:
+        found = value(*trees(x, params))
         if scalar and _transforms.active():
             # Inside a transform nobody else would see a function that cuts its second derivative.
             _autodiff.gradient(found[0], [x], names[0], create_graph=True)
@@ -239,14 +232,52 @@ def _attach(
 
     x = layout.join([leaf.detach() for leaf in x_leaves])
     if _transforms.differentiating():
-        state = behind(probe, [x, *params])
+        state = behind(probe, [x, *given.tensors])
         if state is not None:
             raise _lost(names[0], state)
         with guard.replay():
-            value.attach(*trees(x, params))
+            value.attach(*trees(x, given.tensors))
     made = Condition(field, symmetric, solver, damping, on_failure, guard, value.ask)
     # A copy, which may be written to: what is attached is needed for the derivative.
-    return layout.unflatten(Attach.apply(made, x, *params).clone())
+    return layout.unflatten(Attach.apply(made, x, *given.tensors).clone())
+
+
+_TENSOR = object()
+"""Marks where a tensor stood."""
+
+
+@dataclass(frozen=True)
+class _Parameters:
+    """phi and args taken apart into tensors, which derivatives are taken in, and all else.
+
+    Attributes:
+        phi: layout of phi.
+        tensors: the leaves of phi, then the tensors among those of args.
+        others: the leaves of args, a mark in place of each tensor.
+        spec: the tree of args.
+    """
+
+    phi: Layout
+    tensors: list[Tensor]
+    others: list[Any]
+    spec: pytree.TreeSpec
+
+    @classmethod
+    def of(cls, phi: Tree, args: Sequence[Any]) -> _Parameters:
+        phi_leaves, layout = flatten(usable(phi), "phi")
+        leaves, spec = pytree.tree_flatten(usable(check_args(args, "args")))
+        tensors = [*phi_leaves, *(leaf for leaf in leaves if isinstance(leaf, Tensor))]
+        if any(tensor.is_complex() and tensor.requires_grad for tensor in tensors):
+            raise InputError("args holds a complex tensor that requires grad; only real ones may.")
+        others = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        return cls(layout, tensors, others, spec)
+
+    def trees(self, tensors: Sequence[Tensor]) -> tuple[Tree, tuple[Any, ...]]:
+        """Both with other tensors in them."""
+        pending = iter(tensors)
+        phi = self.phi.tree([next(pending) for _ in self.phi.sizes])
+        leaves = [next(pending) if leaf is _TENSOR else leaf for leaf in self.others]
+        return phi, pytree.tree_unflatten(leaves, self.spec)
 
 
 def _slope(
