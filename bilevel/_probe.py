@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bilevel._autodiff import filled, fresh, gradient
 from bilevel._point import Point
-from bilevel._tree import Layout
+from bilevel._tree import Layout, natural_scales
 from bilevel.report import HypergradientInfo
 
 _FAR = 1 / 5
@@ -46,22 +46,6 @@ class Probe:
         return fresh(phi_leaves), fresh(self.point.theta_layout.split(theta.clone()))
 
 
-def natural_scales(layout: Layout, flat: Tensor) -> Tensor:
-    """For every entry of a flat vector the root mean square of its leaf, ``[n]`` in float64.
-
-    For a leaf of zeros that of all leaves, or 1.
-    """
-    flat = flat.detach().to("cpu", torch.float64)
-    overall = float(flat.square().mean().sqrt())
-    sizes = [
-        float(leaf.square().mean().sqrt()) or overall or 1.0
-        for leaf in flat.split(layout.sizes)
-        if len(leaf)
-    ]
-    counts = torch.tensor([size for size in layout.sizes if size])
-    return torch.tensor(sizes, dtype=torch.float64).repeat_interleave(counts)
-
-
 def random_directions(scales: Tensor, count: int, seed: int) -> Tensor:
     """Vectors ``[count, n]`` of norm 1, normal with these scales, from a generator of their own."""
     generator = torch.Generator().manual_seed(seed)
@@ -83,7 +67,7 @@ def suspects(point: Point, info: HypergradientInfo, move: Tensor) -> tuple[str, 
     # Further than a difference quotient would go: the inner gradient is compared one such step
     # aside, as at the solution it is zero, and wrong derivatives are wrong by much.
     eps = torch.finfo(theta.dtype).eps
-    scales = natural_scales(point.theta_layout, theta)
+    scales = natural_scales(point.theta_layout.split(theta.to("cpu", torch.float64)))
     direction = random_directions(scales, 1, 0)[0]
     aside = (eps**_FAR * torch.linalg.vector_norm(scales) * direction).to(theta)
     _, _, outer_slope = point.first_order()

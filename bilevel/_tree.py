@@ -194,3 +194,16 @@ def check_finite(tree: Tree, leaves: Sequence[Tensor], argument: str) -> None:
                 f"{leaf.numel()}. They would spread to the whole gradient; look at the step that "
                 "made them (learning rate, log of zero, overflow)."
             )
+
+
+def natural_scales(leaves: Sequence[Tensor]) -> Tensor:
+    """The root mean square of its leaf for every entry of the flat vector ``[n]``.
+
+    For a leaf of zeros that of all leaves, or 1.
+    """
+    squares = [leaf.square().mean() if leaf.numel() else leaf.new_zeros(()) for leaf in leaves]
+    total = torch.cat([leaf.reshape(-1) for leaf in leaves]).square().sum()
+    overall = (total / max(1, sum(leaf.numel() for leaf in leaves))).sqrt()
+    overall = torch.where(overall > 0, overall, 1.0)
+    scales = [torch.where(square > 0, square.sqrt(), overall) for square in squares]
+    return torch.cat([s.expand(leaf.numel()) for s, leaf in zip(scales, leaves, strict=True)])

@@ -14,8 +14,8 @@ from bilevel import _transforms
 from bilevel._checks import check_count, check_positive
 from bilevel._differences import InnerSolver, difference
 from bilevel._point import Point
-from bilevel._probe import Probe, natural_scales, random_directions, slopes, suspects
-from bilevel._tree import Layout, Tree
+from bilevel._probe import Probe, random_directions, slopes, suspects
+from bilevel._tree import Layout, Tree, natural_scales
 from bilevel._verdict import GradientCheck
 from bilevel.errors import InputError
 from bilevel.problem import ImplicitProblem
@@ -105,7 +105,7 @@ def check_gradient(
         base = layout.join([leaf.detach() for leaf in point.phi])
         start = point.theta_layout.join([leaf.detach() for leaf in point.theta])
         eps = torch.finfo(layout.dtype).eps
-        scales = natural_scales(layout, base)
+        scales = natural_scales(layout.split(base.to("cpu", torch.float64)))
         size = float(torch.linalg.vector_norm(scales))
         h = eps**_STEP * size if step is None else float(step)
         along = list(random_directions(scales, directions, seed).to(base))

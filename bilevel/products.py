@@ -14,7 +14,7 @@ from torch import Tensor
 from bilevel._autodiff import Pullback, filled, gradient, leaves_of_graph, uncompiled
 from bilevel._checks import check_scalar
 from bilevel._guard import Guard
-from bilevel._tree import Layout, refuse_sparse
+from bilevel._tree import Layout, natural_scales, refuse_sparse
 from bilevel.errors import InputError, ProductWarning, outside
 
 HVP = Literal["auto", "reverse", "forward_over_reverse", "finite_difference"]
@@ -187,7 +187,7 @@ class FiniteDifference(Products):
         self._phi, self._theta = _detached(phi), _detached(theta)
         self._flat = objective.theta.join(self._theta)
         eps = torch.finfo(objective.theta.dtype).eps
-        self._reach = 2 * eps ** (1 / 3) * _scales(self._theta)
+        self._reach = 2 * eps ** (1 / 3) * natural_scales(self._theta)
         self._compared = False
         self.value, self.gradient, self.unused, self._used = _first_order(objective, phi, theta)
 
@@ -337,16 +337,6 @@ def _first_order(
 
 def _where(used: Sequence[bool], leaves: Sequence[Tensor]) -> list[Tensor | None]:
     return [leaf if known else None for known, leaf in zip(used, leaves, strict=True)]
-
-
-def _scales(leaves: Sequence[Tensor]) -> Tensor:
-    """The root mean square of its leaf for every entry of the flat vector; 1 if all are zero."""
-    squares = [leaf.square().mean() if leaf.numel() else leaf.new_zeros(()) for leaf in leaves]
-    total = torch.cat([leaf.reshape(-1) for leaf in leaves]).square().sum()
-    overall = (total / max(1, sum(leaf.numel() for leaf in leaves))).sqrt()
-    overall = torch.where(overall > 0, overall, 1.0)
-    scales = [torch.where(square > 0, square.sqrt(), overall) for square in squares]
-    return torch.cat([s.expand(leaf.numel()) for s, leaf in zip(scales, leaves, strict=True)])
 
 
 def _detached(leaves: Sequence[Tensor]) -> list[Tensor]:
