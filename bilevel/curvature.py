@@ -267,22 +267,13 @@ class GaussNewton:
     loss: Callable[..., Tensor]
     regularizer: Callable[..., Tensor] | None = None
 
-    def operator(
-        self,
-        phi: Tree,
-        theta: Sequence[Tensor],
-        layout: Layout,
-        args: Sequence[Any],
-        guard: Guard,
-    ) -> LinearOperator:
-        """The operator at a point; ``theta`` are leaves that require grad."""
-        return _GaussNewtonOperator(self, phi, theta, layout, args, guard)
 
+class GaussNewtonOperator(_ByGraph):
+    """Gauss-Newton curvature at a point; ``theta`` are leaves that require grad."""
 
-class _GaussNewtonOperator(_ByGraph):
     def __init__(
         self,
-        split: GaussNewton,
+        curvature: GaussNewton,
         phi: Tree,
         theta: Sequence[Tensor],
         layout: Layout,
@@ -293,7 +284,7 @@ class _GaussNewtonOperator(_ByGraph):
         self._theta = theta
         with torch.enable_grad():
             with guard.replay(), uncompiled():
-                outputs = split.model(phi, layout.tree(theta), *args)
+                outputs = curvature.model(phi, layout.tree(theta), *args)
             if not isinstance(outputs, Tensor) or not outputs.requires_grad:
                 raise InputError(
                     "GaussNewton: model must return a tensor that depends on its theta argument, "
@@ -312,16 +303,16 @@ class _GaussNewtonOperator(_ByGraph):
             }
             self._point = outputs.detach().requires_grad_()
             with guard.replay(), uncompiled():
-                value = split.loss(phi, self._point, *args)
+                value = curvature.loss(phi, self._point, *args)
             check_scalar(value, "GaussNewton: loss")
             (slope,) = gradient(value, [self._point], "GaussNewton: loss", create_graph=True)
         if slope is None:
             raise InputError("GaussNewton: loss does not depend on the outputs it is handed.")
         self._slope = slope
         self._extra = None
-        if split.regularizer is not None:
+        if curvature.regularizer is not None:
             objective = Objective(
-                lambda _, point, *rest: split.regularizer(phi, point, *rest),  # type: ignore[misc]
+                lambda _, point, *rest: curvature.regularizer(phi, point, *rest),  # type: ignore[misc]
                 "GaussNewton: regularizer",
                 layout.empty(),
                 layout,

@@ -17,7 +17,7 @@ from bilevel._closures import refuse_tangents
 from bilevel._guard import Guard
 from bilevel._point import Arguments, Point, check_depends
 from bilevel._tree import Tree, check_finite, check_same_kind, flatten
-from bilevel.curvature import GaussNewton, HessianOperator
+from bilevel.curvature import GaussNewton, GaussNewtonOperator, HessianOperator
 from bilevel.errors import InputError, TransformError
 from bilevel.implicit import argmin
 from bilevel.linear import OnFailure, check_options, solve_rows
@@ -301,7 +301,8 @@ class ImplicitProblem:
         if self.curvature is None:
             base: LinearOperator = HessianOperator(inner, point.theta_layout)
         else:
-            base = self.curvature.operator(
+            base = GaussNewtonOperator(
+                self.curvature,
                 point.phi_layout.tree(point.phi),
                 point.theta,
                 point.theta_layout,
