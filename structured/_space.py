@@ -161,10 +161,10 @@ class Space(ABC):
 
         Example:
             >>> import torch
-            >>> from structured.sampling import NoPathHard
+            >>> from structured.sampling import DetachedHard
             >>> from structured.spaces import Labels
             >>> logits = torch.tensor([[30.0, -30.0]])
-            >>> Labels(2).sample(logits, 3, NoPathHard(), generator=torch.Generator()).shape
+            >>> Labels(2).sample(logits, 3, DetachedHard(), generator=torch.Generator()).shape
             torch.Size([3, 1, 2])
         """
         self.check("logits", logits)

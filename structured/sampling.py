@@ -1,7 +1,7 @@
 """Samplers: how outputs are drawn from logits, and how a gradient passes through the draw.
 
 The paper draws Bernoulli samples from the inference network and does not say what happens to the
-gradient. Here a sampler's name says it: those called ``NoPath...`` pass none, all others do
+gradient. Here a sampler's name says it: those called ``Detached...`` pass none, all others do
 (`Sampler.passes_gradient` says the same to a program).
 """
 
@@ -122,8 +122,11 @@ class GumbelStraightThrough(Sampler):
 
 
 @dataclass(frozen=True)
-class NoPathHard(Sampler):
-    """Hard Bernoulli or categorical samples. No gradient passes to the logits."""
+class DetachedHard(Sampler):
+    """Hard Bernoulli or categorical samples. No gradient passes to the logits.
+
+    Files and commands call it ``NoPathHard``.
+    """
 
     passes_gradient: ClassVar[bool] = False
     needs_noise: ClassVar[bool] = True
@@ -134,8 +137,11 @@ class NoPathHard(Sampler):
 
 
 @dataclass(frozen=True)
-class NoPathSoft(Sampler):
-    """The relaxed point, detached. No gradient passes to the logits."""
+class DetachedSoft(Sampler):
+    """The relaxed point, detached. No gradient passes to the logits.
+
+    Files and commands call it ``NoPathSoft``.
+    """
 
     passes_gradient: ClassVar[bool] = False
     needs_noise: ClassVar[bool] = False

@@ -21,7 +21,7 @@ from structured.methods.infnet_plus import InfNetPlus
 from structured.methods.nce import NCE
 from structured.methods.primaries import ContrastiveDivergence, Margin, Primary, Value
 from structured.methods.registry import known, register
-from structured.methods.seal import Seal
+from structured.methods.seal import SEAL
 from structured.methods.spen import SPEN
 from structured.methods.spen_e2e import EndToEndSPEN
 
@@ -31,6 +31,7 @@ __all__ = [
     "GSPEN",
     "IALEN",
     "NCE",
+    "SEAL",
     "SPEN",
     "Alternating",
     "ContrastiveDivergence",
@@ -47,7 +48,6 @@ __all__ = [
     "Method",
     "NoAdjoint",
     "Primary",
-    "Seal",
     "TrustLimits",
     "UnrolledProblem",
     "Value",

@@ -16,12 +16,12 @@ from structured.methods._objectives import Cost
 from structured.methods.base import Method
 from structured.methods.figures import TrustLimits
 from structured.methods.hypergradient import NoAdjoint
-from structured.methods.registry import known
+from structured.methods.registry import known, written_name
 
 _TYPE = "type"
 
 _PARTS: dict[str, type] = {
-    cls.__name__: cls
+    written_name(cls.__name__): cls
     for cls in (
         primaries.Margin,
         primaries.ContrastiveDivergence,
@@ -30,8 +30,8 @@ _PARTS: dict[str, type] = {
         sampling.StraightThrough,
         sampling.Gumbel,
         sampling.GumbelStraightThrough,
-        sampling.NoPathHard,
-        sampling.NoPathSoft,
+        sampling.DetachedHard,
+        sampling.DetachedSoft,
         TrustLimits,
         NoAdjoint,
         bilevel.Auto,
@@ -81,7 +81,7 @@ def from_dict(values: Mapping[str, Any]) -> Method:
         >>> from_dict({"type": "CrossEntropy", "lr": 0.01})
         CrossEntropy(lr=0.01, weight_decay=0.0)
     """
-    method = _restore(values, "method", tuple(cls.__name__ for cls in known().values()))
+    method = _restore(values, "method", tuple(_methods()))
     if not isinstance(method, Method):
         raise ValueError(f"method: found {values!r}, wanted the description of a method")
     return method
@@ -114,7 +114,8 @@ def _describe(value: Any, place: str) -> Any:
     if _FUNCTIONS.get(name) is value:
         return {_TYPE: name}
     cls, classes = type(value), _classes()
-    if classes.get(cls.__name__) is not cls:
+    name = written_name(cls.__name__)
+    if classes.get(name) is not cls:
         raise TypeError(
             f"{place}: found {value!r}, which cannot be written as JSON; wanted one of "
             f"{', '.join((*classes, *_FUNCTIONS))}"
@@ -123,7 +124,7 @@ def _describe(value: Any, place: str) -> Any:
         field.name: _describe(getattr(value, field.name), f"{place}.{field.name}")
         for field in dataclasses.fields(value)
     }
-    return {_TYPE: cls.__name__, **fields}
+    return {_TYPE: name, **fields}
 
 
 def _restore(value: Any, place: str, fitting: Sequence[str]) -> Any:
@@ -135,6 +136,7 @@ def _restore(value: Any, place: str, fitting: Sequence[str]) -> Any:
             raise ValueError(f"{place}: found {value!r}, {_wanted(value, fitting)}")
         return value
     name, classes = value.get(_TYPE), _classes()
+    name = written_name(name) if isinstance(name, str) else name
     fitting = fitting or (*classes, *_FUNCTIONS)
     if name not in fitting:
         raise ValueError(f"{place}: found the type {name!r}, {_wanted(name, fitting)}")
@@ -190,5 +192,9 @@ def _fitting(cls: type) -> dict[str, tuple[str, ...]]:
     return found
 
 
+def _methods() -> dict[str, type]:
+    return {written_name(cls.__name__): cls for cls in known().values()}
+
+
 def _classes() -> dict[str, type]:
-    return {cls.__name__: cls for cls in known().values()} | _PARTS
+    return _methods() | _PARTS

@@ -18,7 +18,7 @@ from structured.methods._staged import DescentLearner, Rule, Stage, pretraining
 from structured.methods.base import Method, SearchSpace
 from structured.methods.registry import register
 from structured.models import ModelConfig, Models, build_models
-from structured.sampling import NoPathHard
+from structured.sampling import DetachedHard
 
 NCELoss = Literal["ranking", "binary"]
 Noise = Literal["network", "frequency"]
@@ -176,7 +176,7 @@ class NCE(Method):
             dtype=logits.dtype,
             device=logits.device,
         ).expand(-1, *logits.shape)
-        drawn = space.sample(logits, self.candidates, NoPathHard(), noise=noise)
+        drawn = space.sample(logits, self.candidates, DetachedHard(), noise=noise)
         log_weights = -self.energies(models, x, logits, drawn) - space.log_prob(logits, drawn)
         excess = torch.softmax(log_weights, dim=0) - 1.0 / self.candidates
         return space.project(space.relax(logits) + torch.einsum("sb,sb...->b...", excess, drawn))
@@ -227,7 +227,7 @@ class NCELearner(DescentLearner):
         method, space = self._method, self.models.space
         logits = self._logits(x)
         noise = logits if method.noise == "network" else self._frequencies(y)
-        drawn = space.sample(noise, method.samples, NoPathHard(), generator=self.generator)
+        drawn = space.sample(noise, method.samples, DetachedHard(), generator=self.generator)
         points = torch.cat([y[None], drawn])
         energies = method.energies(self.models, x, logits, points)
         log_noise = space.log_prob(noise, points)

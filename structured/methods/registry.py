@@ -15,6 +15,8 @@ M = TypeVar("M", bound=type[Method])
 
 _REGISTERED: dict[str, type[Method]] = {}
 
+_WRITTEN = {"SEAL": "Seal", "DetachedHard": "NoPathHard", "DetachedSoft": "NoPathSoft"}
+
 
 def register(key: str) -> Callable[[M], M]:
     """Make a method known by a short name: to the command line, the estimator and run folders.
@@ -37,7 +39,7 @@ def register(key: str) -> Callable[[M], M]:
     def decorate(cls: M) -> M:
         # A module that is run anew (a notebook's cell) registers its class anew.
         for name, other in _REGISTERED.items():
-            taken = name == key or other.__name__ == cls.__name__
+            taken = name == key or written_name(other.__name__) == written_name(cls.__name__)
             if taken and (other.__module__, other.__name__) != (cls.__module__, cls.__name__):
                 raise ValueError(
                     f"register: found {key!r} for {cls.__name__}, but {other.__module__} has the "
@@ -47,6 +49,19 @@ def register(key: str) -> Callable[[M], M]:
         return cls
 
     return decorate
+
+
+def written_name(name: str) -> str:
+    """Return what a class is called in files and on the command line.
+
+    That is its name in Python but for a few classes which had another one when files were written
+    that are still to be read. Both are understood.
+
+    Example:
+        >>> written_name("SEAL"), written_name("SPEN")
+        ('Seal', 'SPEN')
+    """
+    return _WRITTEN.get(name, name)
 
 
 def known() -> Mapping[str, type[Method]]:

@@ -18,16 +18,16 @@ from structured.methods.figures import comparison_figures
 from structured.methods.primaries import Margin, Value
 from structured.methods.registry import register
 from structured.models import Models
-from structured.sampling import NoPathHard, NoPathSoft
+from structured.sampling import DetachedHard, DetachedSoft
 
-SealMode = Literal["dynamic", "static"]
-SealLoss = Literal["ranking", "margin", "value"]
+SEALMode = Literal["dynamic", "static"]
+SEALLoss = Literal["ranking", "margin", "value"]
 ENERGY = "energy"
 
 
 @register("seal")
 @dataclass(frozen=True)
-class Seal(Alternating):
+class SEAL(Alternating):
     """Train the network with cross-entropy plus an energy that is learned as a loss for it.
 
     The network descends ``CE(A, y) + energy_weight E(x, A(x))``, the energy fixed. The energy
@@ -70,7 +70,7 @@ class Seal(Alternating):
         >>> import torch
         >>> from structured.models import ModelConfig, build_models
         >>> models = build_models(4, 3, ModelConfig(hidden=(8,), energy_hidden=(8,)), seed=0)
-        >>> learner = Seal(pretrain_epochs=0).learner(models, steps_per_epoch=10)
+        >>> learner = SEAL(pretrain_epochs=0).learner(models, steps_per_epoch=10)
         >>> sorted(learner.step(torch.randn(2, 4), torch.ones(2, 3)))
         ['active_hinges', 'auxiliary', 'cross_entropy', 'energy_gap', 'primary']
 
@@ -84,8 +84,8 @@ class Seal(Alternating):
         "samples": (20, 40),
     }
 
-    mode: SealMode = "dynamic"
-    energy_loss: SealLoss = "ranking"
+    mode: SEALMode = "dynamic"
+    energy_loss: SEALLoss = "ranking"
     samples: int = 40
     energy_weight: float = 0.1
     energy_steps: int = 1
@@ -94,8 +94,8 @@ class Seal(Alternating):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_choice("mode", self.mode, get_args(SealMode))
-        check_choice("energy_loss", self.energy_loss, get_args(SealLoss))
+        check_choice("mode", self.mode, get_args(SEALMode))
+        check_choice("energy_loss", self.energy_loss, get_args(SEALLoss))
         check_count("samples", self.samples, 1)
         check_count("energy_steps", self.energy_steps, 1)
         check_count("energy_epochs", self.energy_epochs, 0)
@@ -116,9 +116,9 @@ class Seal(Alternating):
             Stage("static", None, {"network": self.rules["network"]}),
         )
 
-    def objectives(self, models: Models) -> SealObjectives:
+    def objectives(self, models: Models) -> SEALObjectives:
         """Return what network and energy descend, as functions of their parameters."""
-        return SealObjectives(models, self.cost, self.energy_loss, self.samples, self.energy_weight)
+        return SEALObjectives(models, self.cost, self.energy_loss, self.samples, self.energy_weight)
 
     def learner(
         self,
@@ -127,12 +127,12 @@ class Seal(Alternating):
         steps_per_epoch: int,
         seed: int = 0,
         device: torch.device | str = "cpu",
-    ) -> SealLearner:
-        return SealLearner(self, models, seed=seed, device=device)
+    ) -> SEALLearner:
+        return SEALLearner(self, models, seed=seed, device=device)
 
 
 @dataclass(frozen=True)
-class SealObjectives(EnergyObjectives):
+class SEALObjectives(EnergyObjectives):
     """What the network and the energy descend.
 
     Attributes:
@@ -141,7 +141,7 @@ class SealObjectives(EnergyObjectives):
         energy_weight: w.
     """
 
-    loss: SealLoss
+    loss: SEALLoss
     samples: int
     energy_weight: float
 
@@ -152,9 +152,9 @@ class SealObjectives(EnergyObjectives):
             logits: of the network, ``[B, *event]``.
             noise: of the samples of "ranking"; see `Space.sample`.
         """
-        sampler, count = NoPathSoft(), 1
+        sampler, count = DetachedSoft(), 1
         if self.loss == "ranking":
-            sampler, count = NoPathHard(), self.samples
+            sampler, count = DetachedHard(), self.samples
         return self.models.space.sample(logits, count, sampler, noise=noise)
 
     def energy(self, found: Compared, y: Tensor, candidates: Tensor) -> Tensor:
@@ -173,11 +173,11 @@ class SealObjectives(EnergyObjectives):
         return (values - space.log_prob(logits, y)).mean()
 
 
-class SealLearner(AlternatingLearner):
-    """See `Seal`."""
+class SEALLearner(AlternatingLearner):
+    """See `SEAL`."""
 
     def __init__(
-        self, method: Seal, models: Models, *, seed: int, device: torch.device | str
+        self, method: SEAL, models: Models, *, seed: int, device: torch.device | str
     ) -> None:
         super().__init__(method, models, seed=seed, device=device)
         self._energy_steps, self._objectives = method.energy_steps, method.objectives(models)

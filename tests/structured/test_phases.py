@@ -14,6 +14,7 @@ from structured.methods import (
     GSPEN,
     IALEN,
     NCE,
+    SEAL,
     SPEN,
     CrossEntropy,
     EndToEndSPEN,
@@ -22,7 +23,6 @@ from structured.methods import (
     InfNet,
     InfNetPlus,
     Method,
-    Seal,
     known,
 )
 from tests.structured.runs import QUICK, run
@@ -38,8 +38,8 @@ STAGED: list[tuple[Method, int]] = [
     (NCE(pretrain_epochs=2, samples=2, candidates=2), 2),
     (InfNet(pretrain_epochs=1, joint_epochs=2), 3),
     (InfNetPlus(pretrain_epochs=2), 2),
-    (Seal(pretrain_epochs=1, energy_epochs=2, samples=2), 1),
-    (Seal(mode="static", pretrain_epochs=1, energy_epochs=2, samples=2), 3),
+    (SEAL(pretrain_epochs=1, energy_epochs=2, samples=2), 1),
+    (SEAL(mode="static", pretrain_epochs=1, energy_epochs=2, samples=2), 3),
     (ALEN(pretrain_epochs=2), 2),
     (IALEN(pretrain_epochs=2), 2),
     (GSPEN(pretrain_epochs=2, steps=1), 2),

@@ -5,10 +5,10 @@ import torch
 
 from structured import sampling
 from structured.sampling import (
+    DetachedHard,
+    DetachedSoft,
     Gumbel,
     GumbelStraightThrough,
-    NoPathHard,
-    NoPathSoft,
     Sampler,
     Soft,
     StraightThrough,
@@ -20,10 +20,10 @@ SAMPLERS = [
     StraightThrough(),
     Gumbel(0.5),
     GumbelStraightThrough(0.5),
-    NoPathHard(),
-    NoPathSoft(),
+    DetachedHard(),
+    DetachedSoft(),
 ]
-HARD = [StraightThrough(), GumbelStraightThrough(0.5), NoPathHard()]
+HARD = [StraightThrough(), GumbelStraightThrough(0.5), DetachedHard()]
 SPACES: list[tuple[Space, tuple[int, ...]]] = [
     (Labels(3), (2, 3)),
     (Mask(2, 2), (2, 2, 2)),
@@ -59,7 +59,7 @@ def test_a_sampler_passes_no_gradient_exactly_when_its_name_says_so(
     logits = logits_of(shape).requires_grad_()
     drawn = space.sample(logits, 4, sampler, generator=generator())
     assert drawn.requires_grad == sampler.passes_gradient
-    assert sampler.passes_gradient == (not type(sampler).__name__.startswith("NoPath"))
+    assert sampler.passes_gradient == (not type(sampler).__name__.startswith("Detached"))
     if sampler.passes_gradient:
         weight = torch.randn(drawn.shape, generator=generator(1), dtype=drawn.dtype)
         (gradient,) = torch.autograd.grad((weight * drawn).sum(), logits)
@@ -126,7 +126,7 @@ def test_cold_gumbel_samples_are_the_hard_samples_of_the_same_noise() -> None:
         logits = logits_of(shape)
         noise = space.noise((50, *shape), generator=generator(), dtype=torch.float64)
         cold = space.sample(logits, 50, Gumbel(1e-6), noise=noise)
-        torch.testing.assert_close(cold, space.sample(logits, 50, NoPathHard(), noise=noise))
+        torch.testing.assert_close(cold, space.sample(logits, 50, DetachedHard(), noise=noise))
 
 
 def test_sampling_composes_with_torch_func_at_fixed_noise() -> None:
@@ -152,11 +152,11 @@ def test_noise_is_finite_in_single_precision() -> None:
 def test_impossible_draws_are_refused() -> None:
     space, logits = Labels(3), torch.zeros(2, 3)
     with pytest.raises(ValueError, match="count: found 0"):
-        space.sample(logits, 0, NoPathHard())
+        space.sample(logits, 0, DetachedHard())
     with pytest.raises(ValueError, match=r"noise: found shape \(2, 3\), wanted \(4, 2, 3\)"):
-        space.sample(logits, 4, NoPathHard(), noise=torch.zeros(2, 3))
+        space.sample(logits, 4, DetachedHard(), noise=torch.zeros(2, 3))
     with pytest.raises(ValueError, match="noise: found None"):
-        NoPathHard().draw(space, logits, 4, None)
+        DetachedHard().draw(space, logits, 4, None)
     for sampler in (Gumbel, GumbelStraightThrough):
         with pytest.raises(ValueError, match=r"temperature: found 0\.0"):
             sampler(0.0)

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from structured.losses import contrastive_divergence, nce_binary, nce_ranking
-from structured.sampling import NoPathHard
+from structured.sampling import DetachedHard
 from structured.spaces import Labels
 
 losses = pytest.mark.parametrize("loss", [nce_ranking, nce_binary])
@@ -86,7 +86,7 @@ def test_low_gold_energy_and_high_noise_energy_are_rewarded(loss) -> None:
 @losses
 def test_noise_from_an_inference_network_needs_no_other_shapes(loss) -> None:
     space, logits = Labels(4), torch.randn(3, 4)
-    samples = space.sample(logits, 5, NoPathHard(), generator=torch.Generator().manual_seed(0))
+    samples = space.sample(logits, 5, DetachedHard(), generator=torch.Generator().manual_seed(0))
     gold = samples[0]
     value = loss(
         gold.sum(-1), samples.sum(-1), space.log_prob(logits, gold), space.log_prob(logits, samples)

@@ -18,7 +18,7 @@ from structured.methods import CrossEntropy, Learner, Method, from_dict, to_dict
 from structured.methods.alen import ALEN, IALEN
 from structured.methods.infnet import InfNet
 from structured.methods.infnet_plus import InfNetPlus
-from structured.methods.seal import Seal
+from structured.methods.seal import SEAL
 from structured.metrics import example_f1
 from structured.models import ModelConfig, Models, build_models
 from structured.named import as_method
@@ -38,10 +38,10 @@ METHODS: dict[str, Method] = {
     "infnet_plus": InfNetPlus(pretrain_epochs=1, network_steps=2),
     "infnet_plus, shared": InfNetPlus("shared", pretrain_epochs=1, weight=0.5),
     "infnet_plus, stacked": InfNetPlus("stacked", detach=False, pretrain_epochs=1),
-    "seal": Seal(pretrain_epochs=1, samples=5),
-    "seal, margin": Seal(energy_loss="margin", pretrain_epochs=1, network_steps=2, energy_steps=3),
-    "seal, value": Seal(energy_loss="value", pretrain_epochs=1),
-    "seal, static": Seal("static", pretrain_epochs=1, energy_epochs=1, samples=5),
+    "seal": SEAL(pretrain_epochs=1, samples=5),
+    "seal, margin": SEAL(energy_loss="margin", pretrain_epochs=1, network_steps=2, energy_steps=3),
+    "seal, value": SEAL(energy_loss="value", pretrain_epochs=1),
+    "seal, static": SEAL("static", pretrain_epochs=1, energy_epochs=1, samples=5),
     "alen": ALEN(pretrain_epochs=1),
     "ialen": IALEN(pretrain_epochs=1, network_steps=2),
 }

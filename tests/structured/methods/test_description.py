@@ -10,6 +10,7 @@ from torch import Tensor
 import bilevel
 from structured import costs, sampling
 from structured.methods import (
+    SEAL,
     ContrastiveDivergence,
     CrossEntropy,
     Implicit,
@@ -45,6 +46,24 @@ def test_a_method_survives_json(method: Method) -> None:
 
 def test_what_a_description_leaves_out_takes_its_default() -> None:
     assert from_dict({"type": "Implicit", "primary": {"type": "Margin"}}) == Implicit()
+
+
+@pytest.mark.parametrize(
+    ("method", "written", "present"),
+    [
+        (SEAL(), "Seal", "SEAL"),
+        (Implicit(sampler=sampling.DetachedHard()), "NoPathHard", "DetachedHard"),
+        (Implicit(sampler=sampling.DetachedSoft()), "NoPathSoft", "DetachedSoft"),
+    ],
+)
+def test_a_renamed_class_is_written_by_its_former_name_and_read_by_both(
+    method: Method, written: str, present: str
+) -> None:
+    text = json.dumps(to_dict(method))
+    assert f'"{written}"' in text
+    assert f'"{present}"' not in text
+    for each in (text, text.replace(written, present)):
+        assert from_dict(json.loads(each)) == method
 
 
 def own_cost(candidate: Tensor, gold: Tensor) -> Tensor:

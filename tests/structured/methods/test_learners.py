@@ -29,9 +29,9 @@ from structured.methods._objectives import Minibatch
 from structured.models import ModelConfig, Models, build_models
 from structured.networks import MLP, BiLSTMTagger, UNet
 from structured.sampling import (
+    DetachedHard,
+    DetachedSoft,
     GumbelStraightThrough,
-    NoPathHard,
-    NoPathSoft,
     Sampler,
     Soft,
     StraightThrough,
@@ -328,7 +328,7 @@ def test_an_energy_that_starts_from_the_network_has_minus_its_logits_for_unaries
 
 @pytest.mark.parametrize(
     "sampler",
-    [Soft(), NoPathSoft(), StraightThrough(), GumbelStraightThrough(), NoPathHard()],
+    [Soft(), DetachedSoft(), StraightThrough(), GumbelStraightThrough(), DetachedHard()],
     ids=repr,
 )
 def test_a_sampler_without_a_path_leaves_no_implicit_term(sampler: Sampler) -> None:

@@ -135,6 +135,9 @@ def test_a_taken_name_is_refused_and_so_is_a_taken_name_of_a_class() -> None:
     Mine.__name__ = "CrossEntropy"
     with pytest.raises(ValueError, match=r"'mine' for CrossEntropy, but structured\.methods\.cro"):
         register("mine")(Mine)
+    Mine.__name__ = "Seal"  # what files call `SEAL`
+    with pytest.raises(ValueError, match=r"'mine' for Seal, but structured\.methods\.seal"):
+        register("mine")(Mine)
     assert dict(known()) == before
 
 

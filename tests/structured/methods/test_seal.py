@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from structured import costs
 from structured.losses import nce_ranking, value_cross_entropy
-from structured.methods.seal import Seal, SealLearner, SealLoss
+from structured.methods.seal import SEAL, SEALLearner, SEALLoss
 from structured.models import ModelConfig, build_models
 
 Make = Callable[..., Any]
-LOSSES: tuple[SealLoss, ...] = get_args(SealLoss)
+LOSSES: tuple[SEALLoss, ...] = get_args(SEALLoss)
 CONFIG = ModelConfig(hidden=(8,), energy_hidden=(6,), global_size=3, cardinality=0)
 
 
@@ -25,8 +25,8 @@ def data(seed: int = 0) -> tuple[Tensor, Tensor]:
     return x, (torch.rand(5, 4, generator=generator) < 0.4).float()
 
 
-def start(**options: Any) -> SealLearner:
-    method = Seal(**{"pretrain_epochs": 0, "samples": 6, **options})
+def start(**options: Any) -> SEALLearner:
+    method = SEAL(**{"pretrain_epochs": 0, "samples": 6, **options})
     return method.learner(build_models(6, 4, CONFIG, seed=0), steps_per_epoch=1, seed=1)
 
 
@@ -38,7 +38,7 @@ def moved(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
     return {k for k, v in module.state_dict().items() if not torch.equal(v, before[k])}
 
 
-def steps_taken(learner: SealLearner) -> dict[str, set[int]]:
+def steps_taken(learner: SEALLearner) -> dict[str, set[int]]:
     return {
         name: {int(state["step"]) for state in optimizer.state.values()}
         for name, optimizer in learner._optimizers.items()
@@ -46,7 +46,7 @@ def steps_taken(learner: SealLearner) -> dict[str, set[int]]:
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_the_static_energy_learns_alone_and_then_never_moves(loss: SealLoss) -> None:
+def test_the_static_energy_learns_alone_and_then_never_moves(loss: SEALLoss) -> None:
     learner = start(mode="static", energy_loss=loss, pretrain_epochs=1, energy_epochs=2)
     network, energy = learner.models.network, learner._energy
     for epoch in range(6):
@@ -89,12 +89,12 @@ def test_the_network_descends_cross_entropy_plus_the_weighted_energy_of_its_outp
     models, batch = make_models(), make_batch()
     logits = models.network(batch.x)
     phi = dict(models.energy.named_parameters())
-    value = Seal(energy_weight=0.3).objectives(models).network(phi, batch.x, batch.y, logits)
+    value = SEAL(energy_weight=0.3).objectives(models).network(phi, batch.x, batch.y, logits)
     point = torch.sigmoid(logits)
     entropy = nn.functional.binary_cross_entropy(point, batch.y, reduction="sum") / len(batch.x)
     expected = entropy + 0.3 * models.energy(batch.x, point).mean()
     torch.testing.assert_close(value, expected)
-    pure = Seal(energy_weight=0.0).objectives(models).network(phi, batch.x, batch.y, logits)
+    pure = SEAL(energy_weight=0.0).objectives(models).network(phi, batch.x, batch.y, logits)
     torch.testing.assert_close(pure, entropy)
 
 
@@ -118,7 +118,7 @@ def test_each_loss_of_the_energy_is_the_one_it_is_called(
             + value_cross_entropy(gold, torch.ones(())),
         }
         for loss in LOSSES:
-            objectives = Seal(energy_loss=loss, samples=7).objectives(models)
+            objectives = SEAL(energy_loss=loss, samples=7).objectives(models)
             candidates = objectives.candidates(logits, batch.noise if loss == "ranking" else None)
             found = objectives.compare(phi, x, y, logits, candidates)
             torch.testing.assert_close(
@@ -128,11 +128,11 @@ def test_each_loss_of_the_energy_is_the_one_it_is_called(
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_gradients_of_the_energy_are_those_of_central_differences_and_none_reaches_the_network(
-    loss: SealLoss, make_models: Make, make_batch: Make
+    loss: SEALLoss, make_models: Make, make_batch: Make
 ) -> None:
     models: Any = make_models()
     batch = make_batch(samples=4)
-    objectives = Seal(energy_loss=loss, samples=4).objectives(models)
+    objectives = SEAL(energy_loss=loss, samples=4).objectives(models)
     noise = batch.noise if loss == "ranking" else None
     leaves = list(models.energy.parameters())
 
@@ -182,7 +182,7 @@ def test_a_heavier_energy_pulls_the_output_to_lower_energies() -> None:
 def test_an_energy_may_start_from_the_network_in_both_modes() -> None:
     equal = ModelConfig(hidden=(8,), energy_hidden=None, energy_activation=None)
     for mode in ("static", "dynamic"):
-        method = Seal(mode, pretrain_epochs=0, energy_start="network", energy_lr=1e-12)
+        method = SEAL(mode, pretrain_epochs=0, energy_start="network", energy_lr=1e-12)
         learner = method.learner(build_models(6, 4, equal, seed=0), steps_per_epoch=1)
         x, _ = data()
         before = learner.predict(x).logit()
@@ -205,9 +205,9 @@ def test_an_energy_may_start_from_the_network_in_both_modes() -> None:
 )
 def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Seal(**options)
+        SEAL(**options)
 
 
 def test_names_tell_the_losses_and_modes_apart() -> None:
-    assert Seal().name == "seal-dynamic-ranking"
-    assert Seal("static", "value").name == "seal-static-value"
+    assert SEAL().name == "seal-dynamic-ranking"
+    assert SEAL("static", "value").name == "seal-static-value"
