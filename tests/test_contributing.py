@@ -40,7 +40,7 @@ def smoothed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[type[Method]]
     registry._REGISTERED.update(before)
 
 
-def test_it_learns(smoothed: Any) -> None:
+def test_the_walk_through_method_lowers_its_loss(smoothed: Any) -> None:
     config = TrainConfig(epochs=20, batch_size=16, patience=None, device="cpu")
     result = train(smoothed(lr=0.01), TRAINING, VALIDATION, config, model=MODEL, progress=False)
     first, last = result.history[0]["cross_entropy"], result.history[-1]["cross_entropy"]
@@ -69,7 +69,7 @@ def test_a_run_that_is_stopped_and_resumed_ends_with_the_same_bits(
     assert bool((resumed.predict(VALIDATION.X) == whole.predict(VALIDATION.X)).all())
 
 
-def test_it_is_written_down_and_read_again(smoothed: Any) -> None:
+def test_the_walk_through_method_is_written_down_and_read_again(smoothed: Any) -> None:
     assert from_dict(to_dict(smoothed(amount=0.3))) == smoothed(amount=0.3)
 
 

@@ -128,7 +128,7 @@ def test_the_table_names_data_split_sizes_decoders_times_and_the_command() -> No
     assert "ours" not in text  # no run of it is done yet
 
 
-def test_it_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
+def test_a_comparison_comes_back_from_json_as_it_was(tmp_path: Path) -> None:
     found = run(folder=tmp_path / "c", command="structured compare --data digits")
     values = json.loads((tmp_path / "c" / COMPARISON).read_text())
     assert Comparison.from_dict(values) == found

@@ -58,7 +58,7 @@ def test_predictions_are_the_sets_of_network_and_energy_together(method: Any) ->
     assert fitted.score(X, Y) == pytest.approx(f1.mean())
 
 
-def test_the_energy_is_asked() -> None:
+def test_joint_predictions_follow_the_energy() -> None:
     fitted = joint(epochs=1).fit(X, Y)
     fitted.decoder_ = replace(fitted.decoder_, scale=1.0)
     before = fitted.predict(X)
@@ -99,7 +99,7 @@ def test_a_method_of_independent_labels_is_refused_before_it_is_trained(key: str
         joint(method=key, decoder="joint", epochs=10**9).fit(X, Y)
 
 
-def test_it_is_saved_and_loaded_and_cloned(tmp_path: Path) -> None:
+def test_an_estimator_that_decodes_jointly_is_saved_and_loaded_and_cloned(tmp_path: Path) -> None:
     path = tmp_path / "classifier.safetensors"
     for decoder in ("joint", JointExpectedF1(samples=30, seed=1)):
         fitted = joint(decoder=decoder).fit(X, Y)
@@ -111,7 +111,7 @@ def test_it_is_saved_and_loaded_and_cloned(tmp_path: Path) -> None:
         np.testing.assert_array_equal(loaded.predict(X), fitted.predict(X))
 
 
-def test_its_options_have_nested_names_and_can_be_searched() -> None:
+def test_options_of_the_joint_decoder_have_nested_names_and_can_be_searched() -> None:
     classifier = joint(decoder="joint").set_params(decoder__samples=np.int64(20))
     assert classifier.decoder == JointExpectedF1(samples=20)
     search = GridSearchCV(classifier, {"decoder": ["expected_f1", "joint"]}, cv=2).fit(X, Y)

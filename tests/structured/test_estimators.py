@@ -241,7 +241,7 @@ def test_a_clone_has_the_parameters_and_no_fit() -> None:
     assert not hasattr(copy, "models_")
 
 
-def test_it_works_in_a_pipeline_of_texts() -> None:
+def test_the_estimator_works_in_a_pipeline_of_texts() -> None:
     texts = ["red green", "green blue", "blue red", "red", "blue"] * 10
     words = ("red", "green", "blue")
     labels = np.array([[word in text for word in words] for text in texts])
@@ -253,7 +253,7 @@ def test_it_works_in_a_pipeline_of_texts() -> None:
     assert pipeline.fit(texts, labels).score(texts, labels) > 0.95
 
 
-def test_it_works_in_a_grid_search_over_nested_parameters() -> None:
+def test_the_estimator_works_in_a_grid_search_over_nested_parameters() -> None:
     pipeline = make_pipeline(StandardScaler(), small())
     grid = {
         "multilabelclassifier__method": ["cross_entropy", CrossEntropy()],
@@ -265,7 +265,7 @@ def test_it_works_in_a_grid_search_over_nested_parameters() -> None:
     assert search.predict(X).shape == Y.shape
 
 
-def test_it_works_in_cross_validation_also_with_sparse_labels() -> None:
+def test_the_estimator_works_in_cross_validation_also_with_sparse_labels() -> None:
     classifier = small()
     probabilities: Any = cross_val_predict(classifier, X, Y, cv=3, method="predict_proba")
     assert probabilities.shape == Y.shape

@@ -86,7 +86,7 @@ def test_the_tuned_threshold_is_reported_and_is_the_best_on_validation() -> None
     assert example_f1(again, gold["validation"]) == scores["tuned threshold"].example_f1
 
 
-def test_metrics_of_a_known_prediction() -> None:
+def test_scores_of_a_known_prediction_are_those_computed_by_hand() -> None:
     gold = torch.tensor([[1.0, 0.0, 0.0], [0.0, 0.0, 0.0]])
     probabilities = torch.tensor([[0.9, 0.9, 0.1], [0.1, 0.1, 0.1]])
     found = evaluate({"validation": probabilities}, {"validation": gold})

@@ -84,7 +84,7 @@ def test_an_energy_that_misleads_is_left_out() -> None:
     assert JointExpectedF1().fit(found, x.numpy(), gold).scale == 0.0
 
 
-def test_without_the_energy_it_is_the_expected_f1_decoder_of_independent_labels() -> None:
+def test_without_the_energy_the_joint_decoder_is_that_of_independent_labels() -> None:
     found, x = models(), torch.randn(200, 3, generator=torch.Generator().manual_seed(1))
     p = torch.sigmoid(found.network(x)).detach()
     same = JointExpectedF1(0.0, samples=5000).decode(found, x.numpy()) == ExpectedF1().decode(p)
@@ -190,7 +190,7 @@ def test_training_can_watch_what_the_joint_decoder_makes_of_the_epoch() -> None:
     assert result.best_value == max(watched)
 
 
-def test_where_labels_are_independent_it_watches_the_expected_f1() -> None:
+def test_where_labels_are_independent_training_watches_the_expected_f1() -> None:
     result, _ = _trained(CrossEntropy())
     for record in result.history:
         assert record["validation_f1_joint"] == record["validation_f1_expected"]

@@ -39,7 +39,7 @@ def test_a_device_that_is_not_there_is_refused_before_anything_is_written(tmp_pa
     assert not (tmp_path / "run").exists()
 
 
-def test_auto_takes_what_there_is() -> None:
+def test_the_device_auto_is_an_accelerator_where_there_is_one() -> None:
     wanted = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
     assert TrainConfig().torch_device() == wanted
 

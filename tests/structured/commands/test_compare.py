@@ -99,7 +99,9 @@ def test_of_many_methods_only_the_baseline_and_the_implicit_ones_are_drawn() -> 
     assert pictured(few) == {"dvn", "spen"}
 
 
-def test_a_search_with_a_control_in_two_processes(file: Path, tmp_path: Path) -> None:
+def test_a_search_with_a_control_in_two_processes_is_told_alike_on_resuming(
+    file: Path, tmp_path: Path
+) -> None:
     command = ("compare", "--dataset", file, "--methods", "cross_entropy", "--trials", 3)
     common = (*command, "--seeds", 2, "-e", 2, "--control", *TINY)
     text = ok(*common, "--jobs", 2).stdout

@@ -15,7 +15,9 @@ import pytest
 from tests.structured.commands.cli import REPOSITORY, TINY, ok, process, rows
 
 
-def test_exit_codes_and_streams_of_real_processes(file: Path, trained: Path) -> None:
+def test_real_processes_keep_mistakes_and_results_apart_in_exit_codes_and_streams(
+    file: Path, trained: Path
+) -> None:
     here = Path.cwd()
     bad = process("train", "--data", "nowhere.npz", cwd=here)
     assert (bad.returncode, bad.stdout) == (2, "")

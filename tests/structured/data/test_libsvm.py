@@ -75,7 +75,7 @@ def test_a_blank_line_is_a_row_without_labels_and_features(tmp_path):
     assert data(tmp_path, "1 1:2\n \n2\n").n_rows == 3
 
 
-def test_it_reads_what_scikit_learn_reads(tmp_path):
+def test_a_file_is_read_as_scikit_learn_reads_it(tmp_path):
     text = "1,3 1:0.5 4:-2e1\n2 2:1 3:.25\n3 1:1e-3\n"
     read = data(tmp_path, text)
     X, labels = load_svmlight_file(str(tmp_path / "t.txt"), multilabel=True)

@@ -14,19 +14,19 @@ def potential() -> Cardinality:
     return found
 
 
-def test_it_has_its_own_value_at_every_number_and_is_linear_in_between() -> None:
+def test_the_term_has_its_own_value_at_every_number_and_is_linear_in_between() -> None:
     counts = torch.tensor([0.0, 1.0, 2.0, 3.0, 0.25, 2.5], dtype=torch.float64)
     y = torch.stack([counts / 5] * 5, dim=-1)
     wanted = torch.tensor([4.0, -1.0, 0.5, 2.0, 2.75, 1.25], dtype=torch.float64)
     torch.testing.assert_close(potential()(y), wanted)
 
 
-def test_beyond_the_last_number_it_stays_what_it_is() -> None:
+def test_beyond_the_last_number_the_term_stays_what_it_is() -> None:
     y = torch.ones(2, 7, dtype=torch.float64)
     assert potential()(y).tolist() == [2.0, 2.0]
 
 
-def test_its_derivatives_are_right_between_the_kinks() -> None:
+def test_derivatives_of_the_term_are_right_between_the_kinks() -> None:
     y = torch.tensor([[0.3, 0.9, 0.2], [0.1, 0.2, 0.3]], dtype=torch.float64, requires_grad=True)
     found = potential()
     assert torch.autograd.gradcheck(
@@ -34,13 +34,13 @@ def test_its_derivatives_are_right_between_the_kinks() -> None:
     )
 
 
-def test_it_starts_at_zero_and_refuses_no_labels() -> None:
+def test_the_term_starts_at_zero_and_refuses_to_count_no_labels() -> None:
     assert not Cardinality(2).values.any()
     with pytest.raises(ValueError, match="most: found 0"):
         Cardinality(0)
 
 
-def test_the_energy_adds_it_to_its_global_term() -> None:
+def test_the_energy_adds_the_term_to_its_global_term() -> None:
     torch.manual_seed(0)
     energy = MultiLabelEnergy(2, 3, (4,), 2, cardinality=3).double()
     assert energy.cardinality is not None

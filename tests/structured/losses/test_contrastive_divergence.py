@@ -42,7 +42,7 @@ def test_all_wrong_labels_without_cost_give_the_exact_negative_log_likelihood() 
         torch.testing.assert_close(value, exact[b : b + 1])
 
 
-def test_it_is_the_printed_formula_and_a_shift_of_all_energies_changes_nothing() -> None:
+def test_the_loss_is_the_printed_formula_and_a_shift_of_all_energies_changes_nothing() -> None:
     torch.manual_seed(1)
     gold, energy, cost = (torch.rand(s, dtype=torch.float64) for s in ((3,), (5, 3), (5, 3)))
     positive, negative = (-gold).exp(), (cost - energy).exp().sum(dim=0)

@@ -90,7 +90,7 @@ def test_inference_with_a_formula_for_the_gradient_ends_where_it_does_without() 
     assert float(found.max()) > 0
 
 
-def test_inference_climbs() -> None:
+def test_more_inference_steps_reach_higher_values() -> None:
     models, (x, _) = models_of(), data()
     reached = [
         values(models, method, x, method.predict(models, x)).mean()

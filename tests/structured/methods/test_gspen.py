@@ -72,7 +72,7 @@ def random_models(method: GSPEN, *, global_weight: float = 0.5) -> Models:
 
 
 @modes
-def test_it_pretrains_then_chooses_pairs_and_trains_all_together(method: GSPEN) -> None:
+def test_gspen_pretrains_then_chooses_pairs_and_trains_all_together(method: GSPEN) -> None:
     learner = start(method, replace(CONFIG, dropout=0.0, input_dropout=0.0))
     energy = energy_of(learner.models)
     first = run(learner, 1)

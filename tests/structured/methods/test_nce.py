@@ -163,7 +163,7 @@ def test_mean_field_predictions_are_stationary() -> None:
     ("loss", "noise"),
     [("ranking", "network"), ("binary", "network"), ("ranking", "frequency")],
 )
-def test_it_recovers_the_coupling_of_two_fair_coins(loss: Any, noise: Any) -> None:
+def test_nce_recovers_the_coupling_of_two_fair_coins(loss: Any, noise: Any) -> None:
     """Equal with probability 3/4: the log odds ratio is ``log 9 = -w``; marginals say nothing."""
     y = torch.tensor([[0, 0], [1, 1]] * 3 + [[0, 1], [1, 0]], dtype=torch.float64).repeat(16, 1)
     x = torch.zeros(len(y), 1, dtype=torch.float64)

@@ -204,7 +204,7 @@ def test_an_active_hinge_is_counted_and_an_inactive_one_moves_nothing() -> None:
     assert learner._loss(x, y)[1]["active_hinges"] == 1.0
 
 
-def test_it_takes_an_energy_with_unaries_of_its_own() -> None:
+def test_spen_takes_an_energy_with_unaries_of_its_own() -> None:
     models = build_models(FEATURES, LABELS, EXACT, 0)
     learner = SPEN(pretrain_epochs=0, energy_epochs=1, steps=3).learner(models, steps_per_epoch=1)
     network = copy.deepcopy(models.network)

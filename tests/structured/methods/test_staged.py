@@ -57,7 +57,7 @@ each_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 
 
 @each_method
-def test_it_survives_json(method: Method) -> None:
+def test_every_method_survives_json(method: Method) -> None:
     assert from_dict(json.loads(json.dumps(to_dict(method)))) == method
 
 
@@ -169,7 +169,7 @@ LEARNING = {
 
 
 @pytest.mark.parametrize("method", LEARNING.values(), ids=LEARNING)
-def test_it_learns_labels_far_beyond_the_control(method: Method) -> None:
+def test_every_method_learns_labels_far_beyond_the_control(method: Method) -> None:
     learner, control = start(method), start(method)
     run(learner, 20)
     run(control, 20, shuffled=True)
@@ -178,7 +178,7 @@ def test_it_learns_labels_far_beyond_the_control(method: Method) -> None:
 
 
 @each_method
-def test_it_trains_tags_and_masks_as_well(method: Any) -> None:
+def test_tags_and_masks_are_trained_as_well(method: Any) -> None:
     torch.manual_seed(0)
     tags = Models(Tags(3), BiLSTMTagger(2, 3, hidden=4, dropout=0.2), ChainEnergy(2, 3, hidden=4))
     gold = torch.nn.functional.one_hot(torch.randint(3, (2, 5)), 3).float()
@@ -207,7 +207,7 @@ def test_models_without_an_energy_are_refused(method: Method) -> None:
         method.learner(Models(models.space, models.network), steps_per_epoch=1)
 
 
-def test_names_differ() -> None:
+def test_every_variant_has_a_name_of_its_own() -> None:
     names = [SPEN().name, EndToEndSPEN().name, EndToEndSPEN(through="argmin").name, DVN().name]
     names += [NCE().name, NCE(loss="binary").name]
     assert len(set(names)) == len(names)
