@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from bilevel._checks import check_args, check_scalar
 from bilevel._guard import Guard
 from bilevel._tree import Layout, Tree, flatten
 from bilevel.errors import InputError
-from bilevel.operators import LinearOperator
+from bilevel.operators import LinearOperator, Opaque
 from bilevel.products import (
     HVP,
     KeptGraph,
@@ -26,58 +25,7 @@ from bilevel.products import (
 )
 
 
-class _ByGraph(LinearOperator):
-    """An operator whose products are made of graphs kept from a point.
-
-    A pullback by itself has no derivative in what is pulled back. These products have: they are
-    linear, so that the derivative along the operand is another product.
-    """
-
-    @abc.abstractmethod
-    def product(self, rows: Tensor) -> Tensor:
-        """``A v`` for every row v of ``[k, n]``, without a derivative."""
-
-    def product_transposed(self, rows: Tensor) -> Tensor:
-        """``A' v``, the same."""
-        return self.product(rows)
-
-    def rows(self, rows: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and rows.requires_grad:
-            return _Multiply.apply(self, False, rows)
-        return self.product(rows)
-
-    def rows_transposed(self, rows: Tensor) -> Tensor:
-        if torch.is_grad_enabled() and rows.requires_grad:
-            return _Multiply.apply(self, True, rows)
-        return self.product_transposed(rows)
-
-
-class _Multiply(torch.autograd.Function):
-    """A product of rows, differentiable in them to any order."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(operator: _ByGraph, transposed: bool, rows: Tensor) -> Tensor:
-        return operator.product_transposed(rows) if transposed else operator.product(rows)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.operator, ctx.transposed, _ = inputs
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
-        operator = ctx.operator
-        back = operator.rows if ctx.transposed else operator.rows_transposed
-        return None, None, back(gradient)
-
-    @staticmethod
-    def jvp(ctx: Any, _operator: None, _transposed: None, tangent: Tensor) -> Tensor:
-        operator = ctx.operator
-        return (operator.rows_transposed if ctx.transposed else operator.rows)(tangent)
-
-
-class HessianOperator(_ByGraph):
+class HessianOperator(Opaque):
     """The Hessian behind ready-made :class:`bilevel.products.Products`."""
 
     def __init__(self, source: Products, layout: Layout) -> None:
@@ -88,7 +36,7 @@ class HessianOperator(_ByGraph):
         return self._source.rows(rows)
 
 
-class JacobianOperator(_ByGraph):
+class JacobianOperator(Opaque):
     """The Jacobian of a vector field at a point, or of a batch of fields at a batch of points.
 
     The field's graph is built once. A transposed product is one backward through it; a product
@@ -268,7 +216,7 @@ class GaussNewton:
     regularizer: Callable[..., Tensor] | None = None
 
 
-class GaussNewtonOperator(_ByGraph):
+class GaussNewtonOperator(Opaque):
     """Gauss-Newton curvature at a point; ``theta`` are leaves that require grad."""
 
     def __init__(

@@ -7,15 +7,16 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from bilevel.errors import InputError
-from bilevel.operators import LinearOperator
+from bilevel import _transforms
+from bilevel.errors import InputError, TransformError
+from bilevel.operators import LinearOperator, Multiply, Opaque
 
 if TYPE_CHECKING:
     import numpy as np
     import scipy.sparse.linalg
 
 
-class ScipyOperator(LinearOperator):
+class ScipyOperator(Opaque):
     """A ``scipy.sparse.linalg.LinearOperator`` (or sparse or dense matrix) solved by this package.
 
     Made by :func:`from_scipy`.
@@ -33,10 +34,18 @@ class ScipyOperator(LinearOperator):
         self._operator = operator
 
     def rows(self, rows: Tensor) -> Tensor:
-        return self._tensor(self._operator.matmat(rows.detach().T.cpu().numpy()))
+        return Multiply.apply(self, False, rows)
 
     def rows_transposed(self, rows: Tensor) -> Tensor:
-        columns = rows.detach().T.cpu().numpy()
+        return Multiply.apply(self, True, rows)
+
+    def product(self, rows: Tensor) -> Tensor:
+        return self._tensor(self._operator.matmat(_columns(rows)))
+
+    def product_transposed(self, rows: Tensor) -> Tensor:
+        if self.symmetric:
+            return self.product(rows)
+        columns = _columns(rows)
         try:
             return self._tensor(self._operator.rmatmat(columns))
         except (NotImplementedError, TypeError) as error:
@@ -101,3 +110,12 @@ def from_scipy(
     if np.issubdtype(wrapped.dtype, np.complexfloating):
         raise InputError("operator is complex; only real operators are supported.")
     return ScipyOperator(wrapped, symmetric=symmetric, dtype=dtype, device=device)
+
+
+def _columns(rows: Tensor) -> np.ndarray:
+    if _transforms.active():
+        raise TransformError(
+            "a SciPy operator cannot be multiplied inside torch.func.vmap, jacrev or hessian. "
+            "Multiply several vectors as columns [n, k], or make a bilevel.Matrix of it."
+        )
+    return rows.detach().T.cpu().numpy()

@@ -256,6 +256,57 @@ class Damped(LinearOperator):
         return torch.add(self._base.rows_transposed(rows), rows, alpha=self._damping)
 
 
+class Opaque(LinearOperator):
+    """An operator whose products autograd cannot follow: by a kept graph, or outside of PyTorch.
+
+    They can be differentiated all the same: they are linear, so that the derivative along the
+    operand is another product.
+    """
+
+    @abc.abstractmethod
+    def product(self, rows: Tensor) -> Tensor:
+        """``A v`` for every row v of ``[k, n]``, without a derivative."""
+
+    def product_transposed(self, rows: Tensor) -> Tensor:
+        """``A' v``, the same."""
+        return self.product(rows)
+
+    def rows(self, rows: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and rows.requires_grad:
+            return Multiply.apply(self, False, rows)
+        return self.product(rows)
+
+    def rows_transposed(self, rows: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and rows.requires_grad:
+            return Multiply.apply(self, True, rows)
+        return self.product_transposed(rows)
+
+
+class Multiply(torch.autograd.Function):
+    """A product of rows, differentiable in them to any order."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(operator: Opaque, transposed: bool, rows: Tensor) -> Tensor:
+        return operator.product_transposed(rows) if transposed else operator.product(rows)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.operator, ctx.transposed, _ = inputs
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, None, Tensor]:
+        operator = ctx.operator
+        back = operator.rows if ctx.transposed else operator.rows_transposed
+        return None, None, back(gradient)
+
+    @staticmethod
+    def jvp(ctx: Any, _operator: None, _transposed: None, tangent: Tensor) -> Tensor:
+        operator = ctx.operator
+        return (operator.rows_transposed if ctx.transposed else operator.rows)(tangent)
+
+
 def facts(operator: LinearOperator) -> dict[str, Any]:
     """What an operator made from this one alone shares with it, as constructor arguments."""
     names = ("size", "dtype", "device", "symmetric", "layout", "batch")

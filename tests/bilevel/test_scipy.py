@@ -193,3 +193,54 @@ def test_an_error_inside_a_transposed_product_of_scipy_is_left_as_it_is() -> Non
     A = bilevel.from_scipy(make((6, 6), matvec=wrong, rmatvec=wrong, dtype=np.float64))
     with pytest.raises(TypeError, match="of the user's own"):
         A.T @ normal(6, seed=5)
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_a_product_is_differentiated_in_its_operand_as_that_of_a_matrix(symmetric: bool) -> None:
+    dense = spd(4, seed=1) if symmetric else normal(4, 4, seed=2)
+    A, M = bilevel.from_scipy(dense.numpy(), symmetric=symmetric), bilevel.Matrix(dense)
+    v = normal(4, seed=3).requires_grad_()
+    for op, other in (
+        (A, M),
+        (A.T, M.T),
+        (A + bilevel.Identity(4, dtype=F64), M + bilevel.Identity(4, dtype=F64)),
+    ):
+        found, wanted = (
+            torch.autograd.grad((each @ v).pow(3).sum(), v, create_graph=True)[0]
+            for each in (op, other)
+        )
+        torch.testing.assert_close(found, wanted)
+        second, again = (torch.autograd.grad(x.sum(), v)[0] for x in (found, wanted))
+        torch.testing.assert_close(second, again)
+    tangent = torch.func.jvp(lambda x: A @ x, (v.detach(),), (torch.ones_like(v),))[1]
+    torch.testing.assert_close(tangent, dense.sum(1))
+
+
+def test_a_system_with_a_scipy_operator_in_it_has_the_derivative_of_a_matrix() -> None:
+    dense, p = spd(4, seed=4), torch.tensor(2.0, dtype=F64, requires_grad=True)
+    found, wanted = (
+        torch.autograd.grad(
+            bilevel.linear_solve(
+                lambda p, x, A=A: A @ x + p * x, p, torch.ones(4, dtype=F64)
+            ).sum(),
+            p,
+        )[0]
+        for A in (bilevel.from_scipy(dense.numpy(), symmetric=True), dense)
+    )
+    torch.testing.assert_close(found, wanted)
+
+
+def test_a_symmetric_operator_without_rmatvec_is_differentiated() -> None:
+    dense = spd(3, seed=5).numpy()
+    only = scipy.sparse.linalg.LinearOperator((3, 3), matvec=lambda x: dense @ x, dtype=dense.dtype)
+    v = normal(3, seed=6).requires_grad_()
+    A = bilevel.from_scipy(only, symmetric=True)
+    torch.testing.assert_close(
+        torch.autograd.grad((A @ v).sum(), v)[0], torch.from_numpy(dense.sum(0))
+    )
+
+
+def test_vmap_of_a_product_with_a_scipy_operator_is_refused() -> None:
+    A = bilevel.from_scipy(spd(3, seed=7).numpy(), symmetric=True)
+    with pytest.raises(bilevel.TransformError, match=r"columns \[n, k\]"):
+        torch.func.vmap(lambda v: A @ v)(torch.ones(2, 3, dtype=F64))
