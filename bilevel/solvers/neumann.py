@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -16,7 +15,6 @@ from bilevel.errors import InputError
 from bilevel.operators import LinearOperator
 from bilevel.solution import State
 from bilevel.solvers.base import (
-    DIVERGED,
     NEGATIVE,
     OK,
     SINGULAR,
@@ -43,8 +41,7 @@ class Neumann(Stepwise):
 
     The error is exactly ``(I - step A)^terms A^-1 b``; the residual ``(I - step A)^terms b`` falls
     out of the recurrence, so it is reported without a further product. Converges when every
-    eigenvalue of A lies in ``(0, 2 / step)``; a growing residual is reported as divergence, and
-    leaves zero once no digit of the answer can be right.
+    eigenvalue of A lies in ``(0, 2 / step)``; a growing residual is reported as divergence.
 
     Args:
         terms: number of terms, at least 1 (default 20).
@@ -118,7 +115,6 @@ class Neumann(Stepwise):
             "power": power,
             "square": square,
             "zero": torch.zeros_like(target),
-            "rhs": rhs,
             "start": square,
             "floor": floor,
             "ceiling": ceiling,
@@ -132,9 +128,9 @@ class Neumann(Stepwise):
         total, power, step = carry["x"], carry["power"], carry["step"]
         product = operator.rows(power)
         record = (_wide_dot(power, product), carry["square"])
-        if not self.fixed:  # a row that has arrived, or is lost, stays where it is
-            step = torch.where(carry["active"], step, carry["zero"])
-        move = column(step)
+        # A row that is lost stays where it is, and one that has arrived where that is asked for.
+        moves = carry["square"] < carry["ceiling"] if self.fixed else carry["active"]
+        move = column(torch.where(moves, step, carry["zero"]))
         total.addcmul_(power, move)
         power.addcmul_(product, move, value=-1.0)
         square = _wide_dot(power, power)
@@ -147,7 +143,7 @@ class Neumann(Stepwise):
         self, carry: Carry, records: Sequence[Tensor], state: State, symmetric: bool
     ) -> Outcome:
         along, squares = records
-        value, power, square = carry["x"], carry["power"], carry["square"]
+        power, square = carry["power"], carry["square"]
         kind = torch.finfo(power.dtype)
         active = (squares > carry["floor"]) & (squares < carry["ceiling"])
         smallest, negative, singular = lowest_curvature(along, squares, active, dtype=power.dtype)
@@ -159,14 +155,7 @@ class Neumann(Stepwise):
         singular = singular & (square > kind.eps * carry["start"])
         flag = torch.where(negative, NEGATIVE, torch.where(singular, SINGULAR, OK))
         flag = flag if symmetric else torch.zeros_like(flag)
-        # A residual past the ceiling leaves zero; one that was never there before it became
-        # infinite is that of an operator with infinite products.
-        seen = torch.cat([squares, square.unsqueeze(0)])
-        lost = ((seen >= carry["ceiling"]) & (seen < math.inf)).any(0)
-        flag = torch.where(lost & (flag == OK), DIVERGED, flag)
-        value = torch.where(column(lost), 0.0, value)
-        residual = torch.where(column(lost), carry["rhs"], power)
-        return Outcome(value, active.sum(0), flag, smallest, residual=residual)
+        return Outcome(carry["x"], active.sum(0), flag, smallest, residual=power)
 
 
 def _wide_dot(left: Tensor, right: Tensor) -> Tensor:

@@ -237,3 +237,22 @@ def test_a_residual_that_rises_on_the_way_of_cg_is_no_divergence() -> None:
     # The error is smaller than that of a zero solution, in the norm that CG minimises.
     error = found.value - vector(1.0, 1e-4)
     assert float(error @ (operator @ error)) < float(vector(1.0, 1e-4) @ b)
+
+
+def test_a_fixed_series_says_nothing_of_a_right_hand_side_of_zeros() -> None:
+    columns = torch.tensor([[1.0, 0.0], [1.0, 0.0]], dtype=F64)
+    found = bilevel.solve(diagonal(0.5, 1.0), columns, bilevel.Neumann(20, step=1.0))
+    assert found.result is Result.TRUNCATED
+
+
+def test_a_series_that_is_lost_never_multiplies_what_is_not_finite() -> None:
+    seen: list[Tensor] = []
+
+    def product(vector: Tensor) -> Tensor:
+        seen.append(vector)
+        return 1e3 * vector
+
+    A = bilevel.FunctionOperator(product, 2, symmetric=True, dtype=F64)
+    with pytest.warns(bilevel.ConvergenceWarning, match="DIVERGED"):
+        bilevel.solve(A, vector(1.0, 2.0), bilevel.Neumann(500, step=1.0))
+    assert all(bool(one.isfinite().all()) for one in seen)
