@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
+import threading
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any
 
 import torch
@@ -152,7 +153,32 @@ def uncompiled() -> AbstractContextManager[Any]:
     """
     if "torch._dynamo" not in sys.modules or torch.compiler.is_compiling():
         return nullcontext()  # nothing can have been compiled, or a caller's function is just now
-    return torch.compiler.set_stance("force_eager")
+    return _EAGER
+
+
+class _Eager:
+    """The stance of the compiler while anybody is inside, put back by the last to leave.
+
+    It is one for all threads: each of them putting back what it found could leave it for good.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside, self._stance = threading.Lock(), 0, ExitStack()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._stance.enter_context(torch.compiler.set_stance("force_eager"))
+            self._inside += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._stance.close()
+
+
+_EAGER = _Eager()
 
 
 def fresh(leaves: Sequence[Tensor]) -> list[Tensor]:

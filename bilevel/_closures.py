@@ -57,7 +57,7 @@ def follows(tensor: Tensor) -> str | None:
                 return "is being vmapped"
             if tensor.requires_grad:
                 return "requires grad"
-            if _has_tangent(tensor):
+            if has_tangent(tensor):
                 return "carries a forward derivative"
             if not _functorch.is_functorch_wrapped_tensor(tensor):
                 return None
@@ -226,7 +226,7 @@ def refuse_tangents(name: str, *trees: Any) -> None:
     """Refuse dual tensors of plain forward mode, where the result would lack their tangents."""
     if forward_ad._current_level < 0:
         return
-    if any(isinstance(leaf, Tensor) and _has_tangent(leaf) for leaf in pytree.tree_leaves(trees)):
+    if any(isinstance(leaf, Tensor) and has_tangent(leaf) for leaf in pytree.tree_leaves(trees)):
         raise TransformError(
             f"{name} drops the tangents of torch.autograd.forward_ad. Use torch.func.jvp."
         )
@@ -253,8 +253,10 @@ def _value(function: Callable[..., Tensor], inputs: Sequence[Tensor]) -> Tensor:
     return torch.func.vjp(restricted, *(inputs[i] for i in floating))[0]
 
 
-def _has_tangent(tensor: Tensor) -> bool:
-    """Whether a tensor carries a forward derivative at its own level."""
+def has_tangent(tensor: Tensor) -> bool:
+    """Whether a tensor carries a forward derivative at its own level; a sparse one cannot."""
+    if tensor.layout is not torch.strided:
+        return False
     with forward_ad._set_fwd_grad_enabled(True):
         return forward_ad.unpack_dual(tensor, level=0).tangent is not None
 

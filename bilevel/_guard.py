@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
 import inspect
 import sys
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from types import CodeType, FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType, ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -23,6 +25,8 @@ Place = tuple[Any, Any]
 _LONGEST_SEARCHED = 1000
 
 _CONTAINERS = (list, tuple, dict)
+_COLLECTIONS = (set, frozenset, deque)
+_NAMESPACES = (SimpleNamespace, argparse.Namespace)
 _PLAIN = (str, int, float, bytes, type(None), type, Tensor)  # nothing hangs from these
 
 
@@ -161,6 +165,9 @@ def _search(roots: Sequence[Any]) -> _Found:
                 pending.extend(item.values() if isinstance(item, dict) else item)
                 if not isinstance(item, tuple):
                     containers.append(item)
+        elif isinstance(item, _COLLECTIONS):
+            if len(item) <= _LONGEST_SEARCHED:
+                pending.extend(item)
         elif _is_user_object(item):
             pending.extend(_attributes(item))
         elif callable(item):  # functools.cache and the like
@@ -180,8 +187,12 @@ def _reached(function: FunctionType) -> list[Any]:
         except ValueError:  # a cell not filled yet
             continue
     if not _is_library(function.__module__):
-        for name in _names(function.__code__):
+        names = list(_names(function.__code__))
+        for name in names:
             item = function.__globals__.get(name)
+            if isinstance(item, ModuleType) and not _is_library(item.__name__):
+                named = (vars(item).get(attribute) for attribute in names)
+                reached.extend(one for one in named if not isinstance(one, FunctionType))
             # Functions imported from elsewhere are not followed into their own files.
             if not isinstance(item, FunctionType) or item.__globals__ is function.__globals__:
                 reached.append(item)
@@ -198,6 +209,8 @@ def _names(code: CodeType) -> Iterator[str]:
 
 def _is_user_object(item: Any) -> bool:
     """An object whose attributes may hold modules: a callable, a bound ``self``, a trainer."""
+    if isinstance(item, _NAMESPACES):
+        return True
     return not inspect.ismodule(item) and not _is_library(type(item).__module__)
 
 

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 from bilevel import _autodiff, _transforms
 from bilevel._checks import check_args, check_function, check_scalar, refuse_unused
-from bilevel._closures import Constant, behind
+from bilevel._closures import Constant, behind, has_tangent
 from bilevel._guard import Guard
 from bilevel._implicit_function import Attach, Condition
 from bilevel._point import usable
@@ -267,8 +267,11 @@ class _Parameters:
         phi_leaves, layout = flatten(usable(phi), "phi")
         leaves, spec = pytree.tree_flatten(usable(check_args(args, "args")))
         tensors = [*phi_leaves, *(leaf for leaf in leaves if isinstance(leaf, Tensor))]
-        if any(tensor.is_complex() and tensor.requires_grad for tensor in tensors):
-            raise InputError("args holds a complex tensor that requires grad; only real ones may.")
+        if any(tensor.is_complex() and _is_followed(tensor) for tensor in tensors):
+            raise InputError(
+                "args holds a complex tensor that requires grad, or carries a forward derivative; "
+                "only real ones may."
+            )
         others = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         return cls(layout, tensors, others, spec)
 
@@ -278,6 +281,11 @@ class _Parameters:
         phi = self.phi.tree([next(pending) for _ in self.phi.sizes])
         leaves = [next(pending) if leaf is _TENSOR else leaf for leaf in self.others]
         return phi, pytree.tree_unflatten(leaves, self.spec)
+
+
+def _is_followed(tensor: Tensor) -> bool:
+    plain = _transforms.pushing() and not _transforms.active()
+    return tensor.requires_grad or (plain and has_tangent(tensor))
 
 
 def _slope(

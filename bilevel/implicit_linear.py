@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from bilevel._checks import check_args, check_function
+from bilevel._guard import Guard
 from bilevel._tree import Tree, check_same_kind, flatten
 from bilevel._unrecorded import one_by_one, unrecorded
 from bilevel.errors import InputError
@@ -77,12 +78,15 @@ def linear_solve(
     if initial is not None:
         initial = layout.tree(layout.matching_leaves(initial, "initial", "b"))
 
+    guard = Guard([matvec], args, layout.device)
+
     def product(p: Tree, x: Tree, *rest: Any) -> list[Tensor]:
         return layout.matching_leaves(matvec(p, x, *rest), "what matvec returned", "b")
 
     def solved(p: Tree, right: Tree, guess: Tree | None, rest: Sequence[Any]) -> Tree:
         def flat(vector: Tensor) -> Tensor:
-            return layout.join(product(p, layout.unflatten(vector), *rest))
+            with guard.replay():
+                return layout.join(product(p, layout.unflatten(vector), *rest))
 
         rhs = layout.join(pytree.tree_leaves(right))
         _refuse_constant(flat(torch.zeros_like(rhs)))

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 import bilevel
 from tests.bilevel.refusals import F64, META, PHI, THETA, inner, never, outer, raises
@@ -165,6 +166,40 @@ def test_a_leaf_that_does_not_fit_is_named(tree: Any, message: str) -> None:
         torch.func.vmap(lambda t: bilevel.implicit_grad(never, never, tree, t))(THETA.view(1, 2))
 
 
+def test_a_theta_that_holds_a_tensor_twice_is_refused() -> None:
+    tied = {"a": THETA, "b": THETA}
+    problem = bilevel.ImplicitProblem(never, never)
+    compiled = bilevel.ImplicitProblem(never, never, compile=True)
+    calls: list[Callable[..., Any]] = [
+        problem.implicit_grad, problem.operator, problem.stationarity, problem.refine,
+        lambda phi, theta: bilevel.check_gradient(problem, phi, theta),
+        lambda phi, theta: torch.func.vmap(lambda p: problem.implicit_grad(p, theta))(phi[None]),
+        compiled.implicit_grad,
+    ]  # fmt: skip
+    for call in calls:
+        with raises("theta['b'] is the very tensor of theta['a']"):
+            call(PHI, tied)
+
+
+def test_a_phi_that_holds_a_tensor_twice_has_a_gradient_for_each_place() -> None:
+    found = bilevel.implicit_grad(
+        lambda p, t: t.sum(), lambda p, t: ((t - p["a"] - 2 * p["b"]) ** 2).sum(),
+        {"a": PHI, "b": PHI}, THETA,
+    )  # fmt: skip
+    torch.testing.assert_close(found["a"], torch.ones_like(PHI))
+    torch.testing.assert_close(found["b"], 2 * torch.ones_like(PHI))
+
+
+def test_leaves_of_theta_may_share_memory() -> None:
+    found = bilevel.implicit_grad(
+        lambda p, t: (t["a"] + t["b"]).sum(),
+        lambda p, t: ((t["a"] - p) ** 2 + (t["b"] - 2 * p) ** 2).sum(),
+        PHI,
+        {"a": THETA, "b": THETA[:]},
+    )
+    torch.testing.assert_close(found, 3 * torch.ones_like(PHI))
+
+
 @pytest.mark.parametrize(
     ("phi", "theta", "message"),
     [
@@ -196,7 +231,7 @@ def test_phi_and_theta_of_two_kinds_are_named(phi: Any, theta: Any, message: str
     ],
 )
 def test_a_warm_start_of_another_shape_is_named(initial: Any, message: str) -> None:
-    theta = {"w": THETA, "b": THETA}
+    theta = {"w": THETA, "b": THETA.clone()}
     with raises(message):
         bilevel.implicit_grad(never, never, PHI, theta, initial=initial)
 
@@ -230,6 +265,9 @@ def test_a_complex_argument_that_requires_grad_is_refused() -> None:
     weight = torch.ones(2, dtype=torch.complex128, requires_grad=True)
     with raises("args holds a complex tensor that requires grad"):
         bilevel.argmin(never, PHI, THETA, args=(weight,))
+    with forward_ad.dual_level(), raises("or carries a forward derivative"):
+        dual = forward_ad.make_dual(weight.detach(), torch.ones_like(weight))
+        bilevel.argmin(never, PHI, THETA, args=(dual,))
     with torch.no_grad():
         fixed = weight.clone()
     phi = PHI.clone().requires_grad_()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -97,3 +98,34 @@ def test_parameters_of_a_loop_that_are_inference_tensors_are_refused_by_name() -
     optimizers = torch.optim.SGD([phi], lr=0.1), torch.optim.SGD([theta], lr=0.1)
     with pytest.raises(bilevel.InputError, match=r"theta holds a tensor made in torch\.inference"):
         bilevel.BilevelOptimizer(problem, *optimizers)
+
+
+def test_threads_leave_the_compiler_as_they_found_it() -> None:
+    from torch._dynamo import eval_frame  # what has been imported is where a stance matters
+
+    entered, left = threading.Event(), threading.Event()
+
+    def slow(first: bool) -> Callable[..., Tensor]:
+        def inner(p: Tensor, t: Tensor) -> Tensor:
+            if first:
+                entered.wait(10)  # until the other is inside
+            else:
+                entered.set()
+                left.wait(10)  # until the first has left
+            return (t - p).square().sum()
+
+        return inner
+
+    def run(first: bool) -> None:
+        point = torch.ones(2)
+        bilevel.hessian(lambda t: slow(first)(point, t), point)
+        if first:
+            left.set()
+
+    before = eval_frame._stance
+    threads = [threading.Thread(target=run, args=(first,)) for first in (True, False)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert eval_frame._stance == before

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import functools
+from collections import deque
 from collections.abc import Callable, Iterator
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,7 +102,28 @@ def _in_a_nested_function(network: nn.Module) -> Callable[..., Tensor]:
     return inner
 
 
+def _held_by(holder: Any, network: Callable[[Any], nn.Module]) -> Callable[..., Tensor]:
+    return lambda phi, theta: penalised(network(holder), phi, theta)
+
+
+settings = ModuleType("settings")  # stands for a file of the user's
+
+
+def _by_module(phi: Tensor, theta: dict[str, Tensor]) -> Tensor:
+    return penalised(settings.network, phi, theta)
+
+
+def _in_a_module(network: nn.Module) -> Callable[..., Tensor]:
+    settings.network = network  # type: ignore[attr-defined]
+    return _by_module
+
+
 WAYS: dict[str, Callable[[Network], Callable[..., Tensor]]] = {
+    "attribute of a module": _in_a_module,
+    "namespace": lambda net: _held_by(SimpleNamespace(net=net), lambda holder: holder.net),
+    "options": lambda net: _held_by(argparse.Namespace(net=net), lambda holder: holder.net),
+    "queue": lambda net: _held_by(deque([net]), lambda holder: holder[0]),
+    "set": lambda net: _held_by({net}, lambda holder: next(iter(holder))),
     "closure": _in_a_closure,
     "nested function": _in_a_nested_function,
     "global": lambda network: _by_global,

@@ -15,6 +15,7 @@ import bilevel
 from bilevel.solvers.base import Outcome
 from tests.bilevel.custom_cases import F64, PHI, Function, assert_near, outer
 from tests.bilevel.problems import normal, spd
+from tests.bilevel.traces import Untouched
 
 A = normal(4, 4, seed=7) + 4 * torch.eye(4, dtype=F64)
 B = normal(4, seed=8)
@@ -223,3 +224,39 @@ def test_an_empty_batch_is_refused() -> None:
     solve = torch.func.vmap(lambda b: bilevel.linear_solve(lambda p, x: 2 * x, (), b))
     with pytest.raises(bilevel.InputError, match="empty batch"):
         solve(torch.zeros(0, 3))
+
+
+@pytest.mark.parametrize("layout", [torch.sparse_coo, torch.sparse_csr])
+@pytest.mark.filterwarnings("ignore:Sparse")
+def test_a_sparse_argument_is_a_constant(layout: torch.layout) -> None:
+    b = B.clone().requires_grad_()
+    found, wanted = (
+        bilevel.linear_solve(lambda _, x, M: M @ x, (), b, args=(M,))
+        for M in (A.to_sparse(layout=layout), A)
+    )
+    assert_near(found, wanted)
+    assert_near(torch.autograd.grad(found.sum(), b)[0], torch.autograd.grad(wanted.sum(), b)[0])
+    phi = spd(4, seed=3).requires_grad_()
+    attached = bilevel.argmin(
+        lambda p, x, M: x @ p @ x / 2 - (M @ x).sum(),
+        phi,
+        torch.linalg.solve(phi, A.sum(0)).detach(),
+        args=(A.to_sparse(layout=layout),),
+    )
+    wanted = torch.linalg.solve((phi + phi.T) / 2, A.sum(0))
+    one, other = (torch.autograd.grad(x.square().sum(), phi)[0] for x in (attached, wanted))
+    assert_near((one + one.T) / 2, other)
+
+
+def test_every_product_of_a_solve_sees_the_same_random_numbers_and_leaves_no_trace() -> None:
+    torch.manual_seed(0)
+    norm = torch.nn.BatchNorm1d(4, dtype=F64)
+    untouched = Untouched(norm)
+
+    def matvec(phi: Tensor, x: Tensor) -> Tensor:
+        norm(phi)
+        return phi @ x + torch.nn.functional.dropout(torch.ones_like(x)) * x
+
+    x = bilevel.linear_solve(matvec, A, B, solver=bilevel.GMRES(rtol=1e-12))
+    untouched.check()
+    assert_near(matvec(A, x), B)

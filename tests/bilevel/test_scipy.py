@@ -232,7 +232,8 @@ def test_a_system_with_a_scipy_operator_in_it_has_the_derivative_of_a_matrix() -
 
 def test_a_symmetric_operator_without_rmatvec_is_differentiated() -> None:
     dense = spd(3, seed=5).numpy()
-    only = scipy.sparse.linalg.LinearOperator((3, 3), matvec=lambda x: dense @ x, dtype=dense.dtype)
+    only: Any = scipy.sparse.linalg.LinearOperator  # whose constructor makes another class
+    only = only((3, 3), matvec=lambda x: dense @ x, dtype=dense.dtype)
     v = normal(3, seed=6).requires_grad_()
     A = bilevel.from_scipy(only, symmetric=True)
     torch.testing.assert_close(
