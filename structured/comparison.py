@@ -50,9 +50,13 @@ class ComparedRun:
     predict_seconds: float | None = None
     earlier_phase: str = ""
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; `from_dict` undoes it."""
+        return asdict(self) | {"evaluation": self.evaluation.to_dict()}
+
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ComparedRun:
-        """Return what `dataclasses.asdict` was called on."""
+        """Return what `to_dict` was called on."""
         evaluation = Evaluation.from_dict(values["evaluation"])
         return cls(**{**values, "evaluation": evaluation})
 
@@ -280,7 +284,9 @@ class Comparison:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON values, with the summary; `from_dict` undoes it."""
-        return {**asdict(self), "summary": self.summary(), "verdicts": self.verdicts()}
+        runs = tuple(run.to_dict() for run in self.runs)
+        derived = {"summary": self.summary(), "verdicts": self.verdicts()}
+        return asdict(self) | {"runs": runs} | derived
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Comparison:

@@ -48,15 +48,26 @@ class Scores:
         example_f1: the mean over examples of the F1 of each one's set; the tables' main figure.
         micro_f1: the F1 of all decisions pooled.
         macro_f1: the mean over labels of each label's F1.
-        hamming: the share of right decisions.
+        hamming_accuracy: the share of right decisions; "hamming" in files.
         subset_accuracy: the share of examples whose whole set is right.
     """
 
     example_f1: float
     micro_f1: float
     macro_f1: float
-    hamming: float
+    hamming_accuracy: float
     subset_accuracy: float
+
+    def to_dict(self) -> dict[str, float]:
+        """Return plain JSON values; `from_dict` undoes it."""
+        named = asdict(self).items()
+        return {"hamming" if name == "hamming_accuracy" else name: value for name, value in named}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, float]) -> Scores:
+        """Return what `to_dict` was called on."""
+        others = dict(values)
+        return cls(hamming_accuracy=others.pop("hamming"), **others)
 
 
 @dataclass(frozen=True)
@@ -101,8 +112,12 @@ class Evaluation:
         return ", ".join([part for part in parts if part] + seed)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain JSON values."""
-        return asdict(self)
+        """Return plain JSON values; `from_dict` undoes it."""
+        scores = {
+            part: {name: found.to_dict() for name, found in decoders.items()}
+            for part, decoders in self.scores.items()
+        }
+        return asdict(self) | {"scores": scores}
 
     def to_json(self) -> str:
         """Return indented JSON."""
@@ -112,7 +127,7 @@ class Evaluation:
     def from_dict(cls, values: Mapping[str, Any]) -> Evaluation:
         """Return what `to_dict` was called on."""
         scores = {
-            part: {name: Scores(**found) for name, found in decoders.items()}
+            part: {name: Scores.from_dict(found) for name, found in decoders.items()}
             for part, decoders in values["scores"].items()
         }
         return cls(**{**values, "scores": scores})
@@ -125,13 +140,13 @@ class Evaluation:
         table = Table(
             title=self.title,
             title_justify="left",
-            caption="percent; Hamming: labels that are right, subset: rows with all labels right",
+            caption="percent; Hamming acc.: of labels, subset acc.: of whole rows",
             caption_justify="left",
             box=box.SIMPLE_HEAD,
             pad_edge=False,
         )
         table.add_column("part, decoder", no_wrap=True)
-        for name in ("example-F1", "micro-F1", "macro-F1", "Hamming", "subset"):
+        for name in ("example-F1", "micro-F1", "macro-F1", "Hamming\nacc.", "subset\nacc."):
             table.add_column(name, justify="right", no_wrap=True)
         for part, decoders in self.scores.items():
             table.add_row(f"{part}, {self.rows[part]} rows", style="bold")
@@ -229,7 +244,7 @@ def score_sets(sets: Tensor, gold: Any) -> Scores:
         example_f1=example_f1(sets, gold),
         micro_f1=micro_f1(sets, gold),
         macro_f1=macro_f1(sets, gold),
-        hamming=hamming_accuracy(sets, gold),
+        hamming_accuracy=hamming_accuracy(sets, gold),
         subset_accuracy=subset_accuracy(sets, gold),
     )
 

@@ -95,7 +95,7 @@ def test_scores_of_a_known_prediction_are_those_computed_by_hand() -> None:
         example_f1=(2 / 3 + 1) / 2,
         micro_f1=2 / 3,
         macro_f1=1 / 3,
-        hamming=5 / 6,
+        hamming_accuracy=5 / 6,
         subset_accuracy=1 / 2,
     )
     assert asdict(scores) == pytest.approx(asdict(wanted))
@@ -125,6 +125,18 @@ def test_parts_that_do_not_agree_are_refused() -> None:
 def test_an_evaluation_goes_through_json_unchanged() -> None:
     found = evaluate(*_parts(), data="bibtex", split="split", method="cross-entropy", seed=2)
     assert Evaluation.from_dict(json.loads(found.to_json())) == found
+
+
+def test_files_have_the_hamming_accuracy_under_the_key_they_always_had() -> None:
+    for decoders in evaluate(*_parts()).to_dict()["scores"].values():
+        for scores in decoders.values():
+            assert list(scores) == [
+                "example_f1",
+                "micro_f1",
+                "macro_f1",
+                "hamming",
+                "subset_accuracy",
+            ]
 
 
 def test_the_table_names_data_set_split_method_seed_rows_and_threshold() -> None:
