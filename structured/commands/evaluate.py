@@ -78,7 +78,7 @@ def evaluate(
             held_out=trained.held_out,
         )
     else:
-        rows = open_data(data, reading, download=download)
+        rows = open_data(data, trained.reading(data, reading), download=download)
         X = trained.features(rows.X, rows.feature_names)
         probabilities = trained.predict(X)
         chosen = columns(rows.label_names, trained.label_names, "label")

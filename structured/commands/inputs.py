@@ -160,6 +160,7 @@ def _open_libsvm(paths: Sequence[Path], reading: Reading, name: str | None) -> M
         label_names=parts[0].label_names,
         splits={"split": Split(np.repeat(np.arange(len(parts)), sizes), PARTS[len(parts)])},
         name=parts[0].name,
+        meta=parts[0].meta,
     )
 
 

@@ -62,7 +62,7 @@ FeaturesFrom: TypeAlias = Annotated[
         min=0,
         max=1,
         help="The index of the first feature of LIBSVM files.",
-        show_default="0 if index 0 occurs, else 1",
+        show_default="as in training, where a model is used; else 0 if index 0 occurs, else 1",
     ),
 ]
 
@@ -118,7 +118,7 @@ class Reading:
             metavar="N",
             min=1,
             help="How many features LIBSVM files have.",
-            show_default="the largest index",
+            show_default="those of the model, or the largest index",
         ),
     ] = None
     n_labels: Annotated[
@@ -127,7 +127,7 @@ class Reading:
             metavar="N",
             min=1,
             help="How many labels LIBSVM files have.",
-            show_default="the largest label",
+            show_default="those of the model, or the largest label",
         ),
     ] = None
     features_from: FeaturesFrom = None
@@ -138,7 +138,7 @@ class Reading:
             min=0,
             max=1,
             help="The number of the first label of LIBSVM files.",
-            show_default="0 if label 0 occurs, else 1",
+            show_default="as in training, where a model is used; else 0 if label 0 occurs, else 1",
         ),
     ] = None
 

@@ -13,6 +13,7 @@ import typer
 
 from structured.commands import options
 from structured.commands.inputs import file_format
+from structured.commands.options import Reading
 from structured.commands.output import say
 from structured.errors import DataError
 
@@ -105,9 +106,11 @@ def _read(file: Path, trained: Trained, features_from: int | None) -> Any:
             kept = [k for k, name in enumerate(names) if name not in set(trained.label_names)]
             return trained.features(table.values[:, kept], [names[k] for k in kept])
         case "libsvm":
-            if features_from is None:
-                features_from = trained.source.reading["features_from"]
-            return read_libsvm(file, n_features=trained.n_features, features_from=features_from).X
+            given = Reading(features_from=features_from)
+            reading = trained.reading(str(file), given, labelled=False)
+            return read_libsvm(
+                file, n_features=reading.n_features, features_from=reading.features_from
+            ).X
     raise DataError("the format is not known from the name; wanted .npz, .arff or .svm", file)
 
 

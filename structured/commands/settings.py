@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from structured.commands.failures import UsageError, bad_usage
-from structured.commands.inputs import is_file, open_data, with_usable_split
+from structured.commands.inputs import file_format, is_file, open_data, with_usable_split
 from structured.commands.options import Inputs, Reading, Settings, Sizes
 from structured.errors import CheckpointError
 from structured.presets import BASE, setting
@@ -31,7 +31,7 @@ class Source:
         data: A known name or a file.
         split: The name of the split.
         validation_fraction: The share of the train part set aside if there is no validation part.
-        reading: The fields of `Reading`, as plain values.
+        reading: The fields of `Reading` as the data were read with them, as plain values.
         n_features: Of the data.
         feature_names: Of the data, or none.
     """
@@ -132,14 +132,30 @@ def prepare(
         data=str(Path(name).resolve()) if is_file(name) else name,
         split=split,
         validation_fraction=fraction,
-        reading={
-            key: str(value.resolve()) if isinstance(value, Path) else value
-            for key, value in asdict(reading).items()
-        },
+        reading=_as_read(data, name, reading),
         n_features=data.n_features,
         feature_names=data.feature_names,
     )
     return Prepared(source, train_validation_test(data, split, fraction=fraction), model, config)
+
+
+def _as_read(data: MultiLabelData, name: str, reading: Reading) -> dict[str, Any]:
+    """The options as plain values, with what was found where a LIBSVM file was left to itself.
+
+    Another file, read alone, may look as if it counted from elsewhere.
+    """
+    if file_format(Path(name)) == "libsvm":
+        reading = replace(
+            reading,
+            n_features=data.n_features,
+            n_labels=data.n_labels,
+            features_from=data.meta["features_from"],
+            labels_from=data.meta["labels_from"],
+        )
+    return {
+        key: str(value.resolve()) if isinstance(value, Path) else value
+        for key, value in asdict(reading).items()
+    }
 
 
 def _no_run(folder: Path, most: int = 5) -> str:

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from structured.commands.inputs import file_format
+from structured.commands.options import Reading
+from structured.commands.output import say
 from structured.commands.settings import Source
 from structured.errors import CheckpointError, DataError
 
@@ -82,6 +85,41 @@ class Trained:
         from structured.evaluation import predict_probabilities
 
         return predict_probabilities(self.method, self.held_out, X)
+
+    def reading(self, file: str, given: Reading, *, labelled: bool = True) -> Reading:
+        """Return how to read a file so that its numbers mean what those of the run's data meant.
+
+        Args:
+            file: what holds the rows.
+            given: the options of the command; they count where they say something.
+            labelled: whether labels are read, too.
+
+        Raises:
+            DataError: It is a LIBSVM file, neither was the model trained on one nor do the options
+                say where it counts from.
+        """
+        if file_format(Path(file)) != "libsvm":
+            return given
+        bases = ("features_from", "labels_from") if labelled else ("features_from",)
+        missing = [base for base in bases if getattr(given, base) is None]
+        trained_on_such = file_format(Path(self.source.data)) == "libsvm"
+        if trained_on_such:
+            given = replace(given, **{base: self.source.reading[base] for base in missing})
+            missing = [base for base in missing if getattr(given, base) is None]
+        flags = " and ".join(f"--{base.replace('_', '-')}" for base in missing)
+        if missing and not trained_on_such:
+            raise DataError(
+                "a LIBSVM file does not say where it counts from, and the model was trained on "
+                f"data of another kind; give {flags} (0 or 1)",
+                file,
+            )
+        if missing:  # in the folder of a run from before it was written down
+            say(f"{file}: where it counts from is guessed from its rows; {flags} says it")
+        return replace(
+            given,
+            n_features=given.n_features or self.n_features,
+            n_labels=given.n_labels or len(self.label_names),
+        )
 
     def features(self, X: Any, names: Sequence[str]) -> Any:
         """Return the columns of a table that the model wants, in its order.

@@ -50,7 +50,8 @@ def read_libsvm(
         name: The name of the data set; by default that of the file.
 
     Returns:
-        The data; X is sparse, the labels are named by their number in the file.
+        The data; X is sparse, the labels are named by their number in the file. `meta` has
+        `features_from` and `labels_from` as they were given or found.
 
     Raises:
         DataError: With file and line: a label or an index that is no number, is out of range or
@@ -104,6 +105,7 @@ def read_libsvm(
         Y=labels.matrix(np.ones(len(labels.flat), dtype=np.int8), first_label, n_classes),
         label_names=[str(first_label + label) for label in range(n_classes)],
         name=name or os.path.basename(file),
+        meta={"features_from": first_feature, "labels_from": first_label},
     )
 
 
