@@ -24,7 +24,7 @@ from structured.errors import CheckpointError
 from structured.methods import Method, to_dict
 from structured.models import ModelConfig
 from structured.progress import RunsBar
-from structured.search import Trial, candidates, searched_options
+from structured.search import Trial, candidates
 from structured.single_run import (
     EVALUATION,
     Failure,
@@ -32,6 +32,7 @@ from structured.single_run import (
     Shared,
     carry_out,
     forget,
+    is_kept,
     score_run,
 )
 from structured.train_config import TrainConfig
@@ -163,7 +164,7 @@ def compare(
         execute = _execution(stack, shared, total, jobs=jobs, threads=threads, progress=progress)
         chosen: Mapping[str, Method] = rows
         if trials > 1:
-            found, chosen = _search(found, tried, place, names, resume, execute, on_trial)
+            found, chosen = _search(found, tried, shared, place, names, resume, execute, on_trial)
         return _train_all(found, chosen, place, names, resume, execute, on_run)
 
 
@@ -180,6 +181,7 @@ def folder_name(label: str) -> str:
 def _search(
     found: Comparison,
     tried: Mapping[str, Sequence[Method]],
+    shared: Shared,
     place: Path,
     names: Mapping[str, str],
     resume: bool,
@@ -187,8 +189,7 @@ def _search(
     on_trial: OnTrial | None,
 ) -> tuple[Comparison, dict[str, Method]]:
     """Train the candidates that no record tells about; return all records and the best methods."""
-    records = _recorded(found, tried, place) if resume else {}
-    runs = [
+    plan = [
         Run(
             label,
             method,
@@ -202,8 +203,9 @@ def _search(
         for number in range(found.trials)
         for label, methods in tried.items()
         for method in methods[number : number + 1]
-        if (label, number) not in records
     ]
+    records = _recorded(found, plan, shared, place) if resume else {}
+    runs = [run for run in plan if (run.label, run.trial) not in records]
     order = [(label, number) for label in tried for number in range(found.trials)]
     found = replace(found, search=tuple(records[key] for key in order if key in records))
     for run, trial in execute(runs):
@@ -275,27 +277,34 @@ def _trial_folder(place: Path, name: str, number: int) -> Path:
 
 
 def _recorded(
-    found: Comparison, tried: Mapping[str, Sequence[Method]], place: Path
+    found: Comparison, plan: Sequence[Run], shared: Shared, place: Path
 ) -> dict[tuple[str, int], Trial]:
-    """The trials that an earlier part of the same search has finished."""
+    """The trials of a plan that an earlier part of the same search has finished.
+
+    Raises:
+        CheckpointError: if a trial of that label and number was of another method or other rows.
+    """
     try:
         earlier = Comparison.from_dict(json.loads((place / COMPARISON).read_bytes()))
     except FileNotFoundError:
         return {}
     except (ValueError, KeyError, TypeError) as error:
         raise CheckpointError(f"{place / COMPARISON}: is cut short or damaged ({error})") from error
-    now, then = (
-        json.loads(json.dumps([each.data, each.sizes, each.model, each.training, each.seeds[0]]))
-        for each in (found, earlier)
-    )
-    if now != then:
+    # Of the settings epochs alone may change in a folder: its trials then go on.
+    if earlier.training.get("epochs") != found.training["epochs"]:
         return {}
-    return {
-        (trial.label, trial.number): trial
-        for trial in earlier.search
-        if trial.number < len(tried.get(trial.label, ()))
-        and searched_options(tried[trial.label][trial.number]) == trial.options
-    }
+    trials = {(trial.label, trial.number): trial for trial in earlier.search}
+    records: dict[tuple[str, int], Trial] = {}
+    for run in plan:
+        trial = trials.get((run.label, run.trial or 0))
+        if trial is None:
+            continue
+        # The best one may have become the run of its seed.
+        seed = run.folder.parents[1] / f"seed{run.seed}"
+        folders = [run.folder, seed] if trial == earlier.chosen(run.label) else [run.folder]
+        if is_kept(shared, run, folders):
+            records[run.label, trial.number] = trial
+    return records
 
 
 def _execution(

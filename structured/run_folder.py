@@ -107,17 +107,24 @@ class RunFolder:
         Raises:
             CheckpointError: if the run in it is another one than described, or a file is damaged.
         """
-        path = self.path / DESCRIPTION
-        if not path.exists():
+        if not (self.path / DESCRIPTION).exists():
             self.start()
             return None
-        self._check(path, _read_json(path))
+        self.check()
         checkpoint = self.path / CHECKPOINT
         if not checkpoint.exists():
             return None
         state = load_state(checkpoint, kind=_KIND)
         self._check(checkpoint, state["description"])
         return state["state"]
+
+    def check(self) -> None:
+        """Check that the folder holds the run described, finished or not.
+
+        Raises:
+            CheckpointError: if it holds another run or none, or its description is damaged.
+        """
+        self._check(self.path / DESCRIPTION, _read_json(self.path / DESCRIPTION))
 
     def save(self, state: State) -> None:
         """Replace the checkpoint, whole or not at all.

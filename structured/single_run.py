@@ -6,7 +6,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,15 +15,15 @@ from structured._atomic import write_json
 from structured.comparison import TEST, ComparedRun
 from structured.control import with_shuffled_labels
 from structured.data.multilabel import MultiLabelData
-from structured.errors import TrainingError
+from structured.errors import CheckpointError, TrainingError
 from structured.evaluation import VALIDATION, Evaluation, evaluate, with_joint
 from structured.fingerprint import data_fingerprint
 from structured.methods import Method
 from structured.models import ModelConfig
-from structured.run_folder import CHECKPOINT, MODEL
+from structured.run_folder import CHECKPOINT, DESCRIPTION, MODEL, RunFolder
 from structured.search import Trial, searched_options
 from structured.train_config import TrainConfig
-from structured.training import RunResult, train
+from structured.training import RunResult, describe, train
 
 EVALUATION = "evaluation.json"
 """The scores of one run, in its folder."""
@@ -129,6 +129,31 @@ def carry_out(shared: Shared, run: Run) -> Trial | ComparedRun | Failure:
     )
 
 
+def is_kept(shared: Shared, trial: Run, folders: Sequence[Path]) -> bool:
+    """Whether the folder of a finished trial is still there.
+
+    Args:
+        shared: by all runs.
+        trial: as it would be carried out now.
+        folders: where it may be; the first that is there counts.
+
+    Raises:
+        CheckpointError: if what is there is another training: of another method, other rows, ...
+    """
+    held = [folder for folder in folders if (folder / DESCRIPTION).exists()]
+    if not held:
+        return False
+    training, config = _task(shared, trial)
+    parts = {"training": training, "validation": shared.validation}
+    try:
+        RunFolder(held[0], describe(trial.method, shared.model, config, parts)).check()
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{trial}: {error}; give back what it was, or choose another label or folder"
+        ) from error
+    return True
+
+
 def forget(folder: Path) -> None:
     """Remove the large files of a trial that another one has beaten."""
     for name in (CHECKPOINT, MODEL):
@@ -169,11 +194,7 @@ def _train(shared: Shared, run: Run) -> RunResult:
     if run.begun is not None and run.begun.exists() and not run.folder.exists():
         os.replace(run.begun, run.folder)
         resume = True
-    training, config = shared.training, replace(shared.config, seed=run.seed)
-    if run.control:
-        training = with_shuffled_labels(training, run.seed)
-    if run.control or run.trial is not None:
-        config = replace(config, refit=False)
+    training, config = _task(shared, run)
     return train(
         run.method,
         training,
@@ -184,6 +205,16 @@ def _train(shared: Shared, run: Run) -> RunResult:
         resume=resume,
         progress=shared.progress,
     )
+
+
+def _task(shared: Shared, run: Run) -> tuple[MultiLabelData, TrainConfig]:
+    """What a run learns from, and its settings."""
+    training, config = shared.training, replace(shared.config, seed=run.seed)
+    if run.control:
+        training = with_shuffled_labels(training, run.seed)
+    if run.control or run.trial is not None:
+        config = replace(config, refit=False)
+    return training, config
 
 
 def _scored(shared: Shared, run: Run, result: RunResult) -> ComparedRun:

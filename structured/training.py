@@ -32,7 +32,7 @@ from structured.randomness import own_randomness
 from structured.run_folder import MODEL, REFIT, RESULT, SELECTION, RunFolder
 from structured.train_config import TrainConfig
 
-__all__ = ["RunResult", "TrainConfig", "TrainingError", "train"]
+__all__ = ["RunResult", "TrainConfig", "TrainingError", "describe", "train"]
 
 _log = logging.getLogger(__name__)
 _LARGE = 20.0
@@ -237,7 +237,7 @@ def _train_once(
             watched = (Rows(validation.X, device), gold)
         folder = None
         if run_dir is not None:
-            folder = RunFolder(run_dir, _describe(method, model, config, device, parts))
+            folder = RunFolder(run_dir, describe(method, model, config, parts))
             locks.enter_context(folder.alone())
         loop = Loop(learner, batches, watched, config, folder, on_epoch)
         loop.open(resume)
@@ -321,17 +321,24 @@ def _unreached(learner: Learner, epochs: int) -> str:
     )
 
 
-def _describe(
+def describe(
     method: Method,
     model: ModelConfig | Models,
     config: TrainConfig,
-    device: torch.device,
     parts: Mapping[str, MultiLabelData],
 ) -> dict[str, Any]:
+    """Return what a run's folder says is run there; see `structured.run_folder.RunFolder`.
+
+    Args:
+        method: how to train.
+        model: sizes of the models; nothing is said of models of your own.
+        config: the settings.
+        parts: the rows: "training", and "validation" where there are some.
+    """
     return {
         "method": method_to_dict(method),
         "model": model.to_dict() if isinstance(model, ModelConfig) else {},
-        "training": config.to_dict() | {"device": device.type},
+        "training": config.to_dict() | {"device": config.torch_device().type},
         "data": {
             part: {"title": data.title, "rows": data.n_rows, "sha256": data_fingerprint(data)}
             for part, data in parts.items()
