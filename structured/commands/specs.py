@@ -127,8 +127,10 @@ def _described(spec: str, data: str | None) -> dict[str, Any]:
     described = to_dict(as_method(name))
     own = PRESETS.get(data or "", {}).get("methods", {}).get(name, "")
     for text in (own, options):
-        for option in text.split(",") if text else []:
-            _set(described, option.strip())
+        given = [option.strip() for option in text.split(",")] if text else []
+        # A part before its own options, in whatever order they stand, as `with_options` does.
+        for option in sorted(given, key=lambda option: option.partition("=")[0].count(".")):
+            _set(described, option)
     return described
 
 

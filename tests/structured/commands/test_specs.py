@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
+from bilevel import CG
 from structured.commands.specs import parse_method
 from structured.methods import ContrastiveDivergence, CrossEntropy, Implicit, Margin, Value, to_dict
 from tests.structured.commands.cli import IMPLICIT
@@ -18,6 +20,14 @@ def test_a_method_is_a_name_with_options_that_may_be_objects() -> None:
     assert parse_method(text) == expected
     solver = parse_method("implicit: solver=Neumann, sampler=Gumbel").solver  # type: ignore[attr-defined]
     assert type(solver).__name__ == "Neumann"
+
+
+def test_a_part_is_set_before_its_options_in_whatever_order_they_stand() -> None:
+    options = ("primary.samples=3", "solver.max_steps=7", "solver=CG", "primary=Margin")
+    for order in itertools.permutations(options):
+        assert parse_method(f"implicit: {', '.join(order)}") == Implicit(
+            primary=Margin(samples=3), solver=CG(max_steps=7)
+        )
 
 
 def test_options_come_after_those_that_a_data_set_has_of_its_own() -> None:
