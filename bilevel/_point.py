@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from bilevel._autodiff import filled, fresh
 from bilevel._checks import check_args
 from bilevel._guard import Guard
-from bilevel._tree import Layout, Tree, check_finite, check_same_kind, flatten
+from bilevel._tree import Layout, Tree, check_finite, check_same_kind, flatten, leaf_name
 from bilevel.errors import InputError, NonFiniteError
 from bilevel.products import HVP, Objective, Products, products
 from bilevel.solution import State
@@ -62,6 +62,7 @@ class Point:
         phi_leaves, phi_layout = flatten(phi, "phi")
         theta_leaves, theta_layout = flatten(theta, "theta")
         check_same_kind(theta_layout, "theta", phi_layout, "phi")
+        refuse_twice(theta, "theta")
         check_finite(phi, phi_leaves, "phi")
         check_finite(theta, theta_leaves, "theta")
         outer_args = usable(check_args(outer_args, "outer_args"))
@@ -105,6 +106,20 @@ class Point:
             _raise_non_finite("the value of inner", made.value)
             _raise_non_finite("the gradient of inner in theta", made.gradient)
         return made
+
+
+def refuse_twice(tree: Tree, argument: str) -> None:
+    """Refuse a tree that holds one tensor at two places: each leaf is a variable of its own."""
+    places: dict[int, int] = {}
+    for index, leaf in enumerate(pytree.tree_leaves(tree)):
+        first = places.setdefault(id(leaf), index)
+        if first != index and isinstance(leaf, Tensor):
+            raise InputError(
+                f"{leaf_name(tree, index, argument)} is the very tensor of "
+                f"{leaf_name(tree, first, argument)}; wanted every leaf of {argument} to be one of "
+                "its own, as they are differentiated one apart from the other. Hold it once in the "
+                "tree and use it twice in the function."
+            )
 
 
 def usable(tree: Tree) -> Tree:

@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from bilevel._autodiff import filled, gradient
 from bilevel._checks import check_args, check_count, check_scalar
-from bilevel._point import usable
+from bilevel._point import refuse_twice, usable
 from bilevel._prediction import predicted
 from bilevel._resume import check_fits
 from bilevel._tree import Layout, Tree, check_finite, flatten
@@ -57,7 +57,8 @@ class BilevelOptimizer:
         inner_scheduler: stepped after each step on theta.
 
     Raises:
-        InputError: an option does not fit, or a tree's leaves are not those of its optimizer.
+        InputError: an option does not fit; or a tree's leaves are not those of its optimizer, or it
+            holds one of them twice.
 
     Example:
         >>> import torch, bilevel
@@ -338,6 +339,7 @@ def _leaves(
     tree: Tree, argument: str, optimizer: torch.optim.Optimizer
 ) -> tuple[list[Tensor], Layout]:
     leaves, layout = flatten(tree, argument)
+    refuse_twice(tree, argument)
     wanted, found = {id(leaf) for leaf in _held(optimizer)}, {id(leaf) for leaf in leaves}
     if wanted != found:
         raise InputError(

@@ -15,7 +15,7 @@ from bilevel._autodiff import copied, filled, uncompiled
 from bilevel._checks import check_args, check_function, check_scalar, refuse_unused
 from bilevel._closures import refuse_tangents
 from bilevel._guard import Guard
-from bilevel._point import Arguments, Point, check_depends
+from bilevel._point import Arguments, Point, check_depends, refuse_twice
 from bilevel._tree import Tree, check_finite, check_same_kind, flatten
 from bilevel.curvature import GaussNewton, GaussNewtonOperator, HessianOperator
 from bilevel.errors import InputError, TransformError
@@ -141,6 +141,7 @@ class ImplicitProblem:
         with torch.inference_mode(False):
             if not self.compile:
                 return plain()
+            refuse_twice(theta, "theta")  # a program may be there already, made for two tensors
             # Imported here: the compiler's front takes a while, which only this should pay.
             from bilevel._compiling import dispatch
 
@@ -323,6 +324,7 @@ class ImplicitProblem:
         check_args(inner_args, "inner_args")
         layout = flatten(theta, "theta")[1]
         check_same_kind(layout, "theta", flatten(phi, "phi")[1], "phi")
+        refuse_twice(theta, "theta")
         guard = Guard([self.outer], outer_args, layout.device)
 
         def value(moving: Tree) -> Tensor:

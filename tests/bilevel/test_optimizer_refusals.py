@@ -16,6 +16,7 @@ from tests.bilevel.loops import (
     pair,
     quadratic,
 )
+from tests.bilevel.refusals import raises
 
 
 def _changes(good: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -179,3 +180,30 @@ def test_inner_args_that_are_no_tuple_are_refused_before_theta_moves() -> None:
     with pytest.raises(bilevel.InputError, match="inner_args is a Tensor"):
         loop.step(inner_args=torch.zeros(3))  # type: ignore[arg-type]
     assert torch.equal(loop.theta[0], torch.ones(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("tied", ["phi", "theta"])
+def test_a_parameter_at_two_places_of_a_tree_is_refused(tied: str) -> None:
+    phi, theta = pair()
+    trees: dict[str, Any] = {"phi": {"a": phi}, "theta": {"a": theta}}
+    trees[tied]["b"] = trees[tied]["a"]
+    with raises(f"{tied}['b'] is the very tensor of {tied}['a']"):
+        bilevel.BilevelOptimizer(
+            bilevel.ImplicitProblem(outer, inner),
+            torch.optim.SGD([phi], lr=0.1),
+            torch.optim.SGD([theta], lr=0.1),
+            **trees,
+        )
+
+
+def test_a_parameter_used_twice_in_the_functions_is_moved_as_one() -> None:
+    phi, theta = (torch.ones(1, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    problem = bilevel.ImplicitProblem(
+        lambda p, t: (t[0] * t[0]).sum(),
+        lambda p, t: ((t[0] + 2 * t[0] - 3 * p[0]) ** 2 + t[0] ** 2).sum(),
+    )
+    sgd = torch.optim.SGD
+    loop = bilevel.BilevelOptimizer(problem, sgd([phi], lr=0.1), sgd([theta], lr=0.0))
+    loop.step()
+    # d (10 t^2 - 18 p t) = 0 has t = 0.9 p; the outer gradient in t is 2.
+    assert phi.item() == pytest.approx(1 - 0.1 * 0.9 * 2)
