@@ -12,7 +12,6 @@ from structured.commands import options
 from structured.commands.groups import spread
 from structured.commands.inputs import open_data
 from structured.commands.output import print_json, print_table
-from structured.errors import DataError
 
 
 @spread
@@ -48,12 +47,6 @@ def evaluate(
     if data is None:
         _, validation, test = trained.source.parts(download=download)
         parts = {"validation": validation, "test": test}
-        for part in parts.values():
-            if part.label_names != trained.label_names:
-                raise DataError(
-                    f"{trained.source.data} has other labels than the model was trained on; name "
-                    "the right data with --data"
-                )
         inputs = {
             name: trained.features(part.X, part.feature_names) for name, part in parts.items()
         }

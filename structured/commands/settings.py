@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from structured.commands.failures import UsageError, bad_usage
 from structured.commands.inputs import file_format, is_file, open_data, with_usable_split
 from structured.commands.options import Inputs, Reading, Settings, Sizes
-from structured.errors import CheckpointError
+from structured.errors import CheckpointError, DataError
 from structured.presets import BASE, setting
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SETTING = "setting.json"
 """The file of a run that says where its data are, so that they can be opened again."""
+
+_PARTS = ("training", "validation", "test")
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,7 @@ class Source:
         reading: The fields of `Reading` as the data were read with them, as plain values.
         n_features: Of the data.
         feature_names: Of the data, or none.
+        fingerprints: `structured.fingerprint.data_fingerprint` of each part; those that are known.
     """
 
     data: str
@@ -42,6 +45,7 @@ class Source:
     reading: Mapping[str, Any]
     n_features: int
     feature_names: tuple[str, ...]
+    fingerprints: Mapping[str, str]
 
     def write(self, folder: Path) -> None:
         """Write it into the folder of a run."""
@@ -59,6 +63,8 @@ class Source:
         """
         try:
             values = json.loads((folder / SETTING).read_bytes())
+            if "fingerprints" not in values:
+                values["fingerprints"] = _described(folder)
             return cls(**{**values, "feature_names": tuple(values["feature_names"])})
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{folder}: {_no_run(folder)}") from error
@@ -66,7 +72,13 @@ class Source:
     def parts(
         self, *, download: bool = True
     ) -> tuple[MultiLabelData, MultiLabelData, MultiLabelData]:
-        """Open the data again; return the parts train, validation and test."""
+        """Open the data again; return the parts train, validation and test.
+
+        Raises:
+            DataError: They cannot be opened, or are not those that the run was trained on. A split
+                that is drawn shares the rows of a changed file out anew, so that rows of the
+                training part could come to stand in the test part.
+        """
         from structured.data import train_validation_test
 
         labels = self.reading["labels"]
@@ -74,7 +86,15 @@ class Source:
         data, split = with_usable_split(
             open_data(self.data, reading, download=download), self.split
         )
-        return train_validation_test(data, split, fraction=self.validation_fraction)
+        parts = train_validation_test(data, split, fraction=self.validation_fraction)
+        for part, found in _fingerprints(parts).items():
+            if self.fingerprints.get(part, found) != found:
+                raise DataError(
+                    f"{self.data} has changed since the run was trained: its {part} part has other "
+                    "rows or labels; put the data back as they were, or score all rows of a file "
+                    "with --data FILE"
+                )
+        return parts
 
 
 @dataclass(frozen=True)
@@ -127,6 +147,7 @@ def prepare(
     data = open_data(name, reading, download=inputs.download)
     data, split = with_usable_split(data, inputs.split)
     fraction = inputs.validation_fraction
+    parts = train_validation_test(data, split, fraction=fraction)
     source = Source(
         # The command that opens them again may run elsewhere.
         data=str(Path(name).resolve()) if is_file(name) else name,
@@ -135,8 +156,25 @@ def prepare(
         reading=_as_read(data, name, reading),
         n_features=data.n_features,
         feature_names=data.feature_names,
+        fingerprints=_fingerprints(parts),
     )
-    return Prepared(source, train_validation_test(data, split, fraction=fraction), model, config)
+    return Prepared(source, parts, model, config)
+
+
+def _fingerprints(parts: Iterable[MultiLabelData]) -> dict[str, str]:
+    """Those of the three parts, by their names."""
+    from structured.fingerprint import data_fingerprint
+
+    return dict(zip(_PARTS, map(data_fingerprint, parts), strict=True))
+
+
+def _described(folder: Path) -> dict[str, str]:
+    """The fingerprints that every run writes down; not that of labels shuffled for a control."""
+    from structured.control import CONTROL
+    from structured.run_folder import read_description
+
+    parts = read_description(folder)["data"]
+    return {part: about["sha256"] for part, about in parts.items() if CONTROL not in about["title"]}
 
 
 def _as_read(data: MultiLabelData, name: str, reading: Reading) -> dict[str, Any]:
