@@ -255,16 +255,49 @@ def compiled(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
         Refused: there is no compiler, or it does not know an operation.
     """
     # Imported here: it takes seconds, which those who never compile should not pay.
-    from torch._inductor.compile_fx import compile_fx
+    from torch._inductor.compile_fx import compile_fx, compile_fx_inner
+
+    kernels: list[tuple[Any, int]] = []
+
+    def inner(module: fx.GraphModule, given: Sequence[Any], **options: Any) -> Any:
+        found = compile_fx_inner(module, given, **options)
+        kernels.append((found, len(given)))
+        return found
 
     on_cuda = inputs[0].device.type == "cuda"
     patches = {"size_asserts": False, "triton.cudagraphs": on_cuda, "cpp_wrapper": not on_cuda}
     for node in graph.graph.nodes:
         node.meta.clear()  # of the tracing: fake tensors of another mode than the compiler's
     try:
-        return cast(Compiled, compile_fx(graph, list(inputs), config_patches=patches))
+        whole = compile_fx(graph, list(inputs), inner_compile=inner, config_patches=patches)
+        return _unwrapped(cast(Compiled, whole), kernels, inputs)
     except Exception as error:
         raise refusal("is refused by the compiler", error) from error
+
+
+def _unwrapped(
+    whole: Compiled, kernels: Sequence[tuple[Any, int]], inputs: Sequence[Tensor]
+) -> Compiled:
+    """What calls the kernels, without what PyTorch puts around it, where that does nothing.
+
+    Around are guards of compiled code, and what writes to inputs and makes views of them again.
+    These functions do neither; that the same comes out is looked at all the same.
+    """
+    wanted = whole(*inputs)
+    if len(kernels) != 1 or kernels[0][1] != len(inputs):
+        return whole
+    call = getattr(kernels[0][0], "current_callable", None)
+    if call is None:
+        return whole
+    found = call(list(inputs))
+    same = len(found) == len(wanted) and all(map(_is_same, found, wanted))
+    return (lambda *given: call(list(given))) if same else whole
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """Whether two tensors are alike, bit by bit but for what a NaN holds."""
+    alike = isinstance(one, Tensor) and isinstance(other, Tensor) and form(one) == form(other)
+    return alike and torch.allclose(one, other, rtol=0.0, atol=0.0, equal_nan=True)
 
 
 class CompiledProducts(Products):

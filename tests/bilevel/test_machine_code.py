@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 import bilevel
-from bilevel._compiling import dispatch
+from bilevel._compiling import dispatch, programs
 
 F64 = torch.float64
 
@@ -83,3 +84,27 @@ def test_without_a_compiler_the_plain_way_is_taken_and_said_once(
 
 def _no_compiler(*_: Any) -> str:
     raise RuntimeError("No working C++ compiler found")
+
+
+@pytest.mark.parametrize(
+    ("kernels", "direct"),
+    [
+        ([(SimpleNamespace(current_callable=lambda given: [given[0] + 1]), 1)], True),
+        ([(SimpleNamespace(current_callable=lambda given: [given[0] + 2]), 1)], False),
+        ([(SimpleNamespace(current_callable=lambda given: [given[0] + 1] * 2), 1)], False),
+        ([(SimpleNamespace(current_callable=lambda given: [given[0].double() + 1]), 1)], False),
+        ([(SimpleNamespace(current_callable=lambda given: [given[0] + 1]), 2)], False),
+        ([(SimpleNamespace(), 1)], False),
+        ([], False),
+    ],
+)
+def test_kernels_are_called_directly_only_where_nothing_around_them_does_anything(
+    kernels: list[tuple[Any, int]], direct: bool
+) -> None:
+    def whole(x: Tensor) -> list[Tensor]:
+        return [x + 1]
+
+    x = torch.tensor([1.0, float("nan")])
+    made = programs._unwrapped(whole, kernels, [x])
+    assert (made is not whole) is direct
+    torch.testing.assert_close(made(x)[0], x + 1, equal_nan=True)
