@@ -23,10 +23,10 @@ def test_a_method_is_a_name_with_options_that_may_be_objects() -> None:
 
 
 def test_a_part_is_set_before_its_options_in_whatever_order_they_stand() -> None:
-    options = ("primary.samples=3", "solver.max_steps=7", "solver=CG", "primary=Margin")
+    options = ("primary.kind=squared", "solver.max_steps=7", "solver=CG", "primary=Value")
     for order in itertools.permutations(options):
         assert parse_method(f"implicit: {', '.join(order)}") == Implicit(
-            primary=Margin(samples=3), solver=CG(max_steps=7)
+            primary=Value(kind="squared"), solver=CG(max_steps=7)
         )
 
 
