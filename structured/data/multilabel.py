@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -14,6 +16,9 @@ from scipy import sparse
 from structured.errors import DataError
 
 Features: TypeAlias = "sparse.csr_array | NDArray[np.float32]"
+
+
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,14 +91,15 @@ class MultiLabelData:
             sparse, C-ordered if dense.
         Y: Shape [n, L], sparse or dense, every entry 0 or 1. Stored as a CSR array of int8 (sum or
             multiply it in a wider type).
-        label_names: L different names; by default "0" to "L-1".
-        feature_names: d names, or none.
+        label_names: L different names without control characters; by default "0" to "L-1".
+        feature_names: d such names, or none.
         splits: Name of the split -> `Split` of length n.
         name: The name of the data set, printed with every figure.
         meta: What else is known (JSON values): source, split and part of a subset, ...
 
     Raises:
-        DataError: A shape does not fit, X is not finite in float32, or Y is not 0/1.
+        DataError: A shape does not fit, X is not finite in float32, Y is not 0/1, or a name stands
+            twice or has a control character.
 
     Example:
         >>> data = MultiLabelData(
@@ -137,13 +143,9 @@ class MultiLabelData:
             )
         label_names = tuple(label_names) or tuple(map(str, range(n_labels)))
         feature_names = tuple(feature_names)
-        if len(label_names) != n_labels or len(set(label_names)) != n_labels:
-            raise DataError(
-                f"label_names has {len(label_names)} names, {len(set(label_names))} of them "
-                f"different; Y has {n_labels} labels"
-            )
-        if feature_names and len(feature_names) != width:
-            raise DataError(f"feature_names has {len(feature_names)} names; X has {width} features")
+        _check_names("label_names", label_names, f"Y has {n_labels} labels", n_labels)
+        if feature_names:
+            _check_names("feature_names", feature_names, f"X has {width} features", width)
         splits = dict(splits or {})
         for key, split in splits.items():
             if split.parts.size != rows:
@@ -262,6 +264,24 @@ class MultiLabelData:
     def with_split(self, name: str, split: Split) -> MultiLabelData:
         """Return the same data with one more split, or another one of that name."""
         return replace(self, splits={**self.splits, name: split})
+
+
+def _check_names(argument: str, names: Sequence[str], wanted: str, count: int) -> None:
+    if len(names) != count:
+        raise DataError(f"{argument} has {len(names)} names; {wanted}")
+    if len(set(names)) != count:
+        twice = [name for name, times in Counter(names).items() if times > 1]
+        found = ", ".join(map(repr, twice[:5])) + (", ..." if len(twice) > 5 else "")
+        raise DataError(
+            f"{argument} has more than once: {found}; columns are found by their names, so give "
+            "each its own"
+        )
+    for name in names:
+        if _CONTROL.search(name):
+            raise DataError(
+                f"{argument} has {name!r}, a name with a tab, a line end or another control "
+                "character; rename it, names are written into lines"
+            )
 
 
 def _features(X: Any) -> Features:

@@ -67,7 +67,6 @@ def test_the_arrays_of_the_caller_stay_as_they_were():
         ({"Y": np.where(Y, np.nan, 0)}, r"Y\[0, 0\] is nan"),
         ({"Y": Y[:, 0]}, "Y has shape"),
         ({"label_names": ["a"]}, "label_names has 1 names"),
-        ({"label_names": ["a", "a"]}, "1 of them different"),
         ({"feature_names": ["a"]}, "feature_names has 1 names; X has 3"),
         ({"splits": {"s": Split([0, 1], "ab")}}, "split 's' is for 2 rows; X has 4"),
     ],
@@ -75,6 +74,24 @@ def test_the_arrays_of_the_caller_stay_as_they_were():
 def test_what_does_not_fit_is_refused_by_its_place(changes, message):
     with pytest.raises(DataError, match=message):
         toy(**changes)
+
+
+@pytest.mark.parametrize("argument", ["label_names", "feature_names"])
+def test_names_that_are_not_different_are_refused_and_named(argument):
+    names = ["len", "len", "w"][: 2 if argument == "label_names" else 3]
+    with pytest.raises(DataError, match=f"{argument} has more than once: 'len'; columns are found"):
+        toy(**{argument: names})
+    many = {"X": np.ones((4, 4)), "feature_names": ["len", "w", "len", "w"]}
+    with pytest.raises(DataError, match="feature_names has more than once: 'len', 'w'; columns"):
+        toy(**many)
+
+
+@pytest.mark.parametrize("end", ["\t", "\n", "\r", "\x0b", "\x85", "\u2028", "\0"])
+@pytest.mark.parametrize("argument", ["label_names", "feature_names"])
+def test_a_name_that_would_break_a_line_or_its_cells_is_refused(argument, end):
+    names = ["sea", f"sk{end}y", "sand"][: 2 if argument == "label_names" else 3]
+    with pytest.raises(DataError, match=f"{argument} has 'sk.*y', a name with a tab, a line end"):
+        toy(**{argument: names})
 
 
 def test_a_label_listed_twice_in_a_row_is_no_label_of_two():

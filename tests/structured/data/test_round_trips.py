@@ -22,7 +22,9 @@ from structured.data import (
 )
 
 VALUES = st.floats(width=32, allow_nan=False, allow_infinity=False) | st.just(0.0)
-NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1)
+NAMES = st.text(
+    st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Zl", "Zp"]), min_size=1
+)
 
 
 @st.composite
@@ -96,7 +98,8 @@ def mulan_files(data: MultiLabelData, *, as_sparse: bool) -> tuple[str, str]:
 
 
 XML_NAMES = st.text(
-    st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Cn", "Co"]), min_size=1
+    st.characters(codec="utf-8", exclude_categories=["Cc", "Cs", "Cn", "Co", "Zl", "Zp"]),
+    min_size=1,
 )
 
 
