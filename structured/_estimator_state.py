@@ -26,6 +26,7 @@ def describe(classifier: MultiLabelClassifier) -> dict[str, Any]:
         TypeError: A parameter is an object of the user's own.
     """
     params, names = dict(classifier.fitted_params_), classifier.label_names_
+    center = classifier.center_
     if isinstance(params["random_state"], np.random.RandomState):
         params["random_state"] = None
     if not isinstance(params["method"], str):
@@ -42,6 +43,7 @@ def describe(classifier: MultiLabelClassifier) -> dict[str, Any]:
         "feature_names": list(getattr(classifier, "feature_names_in_", ())),
         "labels": len(classifier.classes_),
         "label_names": None if names is None else list(names),
+        "center": None if center is None else center.tolist(),
     }
     return {"parameters": params, "fitted": fitted}
 
@@ -62,10 +64,13 @@ def restore(cls: type[C], described: dict[str, Any], models: Models) -> C:
     found = cls(**params)
     found.fitted_params_ = parameters_of(found)
     found.models_ = models
-    # Files of before these were kept: a method's name stood for it, and labels had no names.
+    # Files of before these were kept: a method's name stood for it, labels had no names, and
+    # features were rounded as they came.
     kept, names = fitted.get("method"), fitted.get("label_names")
+    center = fitted.get("center")
     found.method_ = as_method(params["method"]) if kept is None else from_dict(kept)
     found.label_names_ = None if names is None else np.array(names, dtype=object)
+    found.center_ = None if center is None else np.array(center)
     found.decoder_ = decoder_from_dict(fitted["decoder"])
     found.classes_ = np.arange(fitted["labels"])
     found.n_features_in_ = fitted["features"]

@@ -16,11 +16,16 @@ from sklearn.utils.validation import (
     check_array,
     check_consistent_length,
     check_is_fitted,
-    validate_data,
 )
 
 from structured._estimator_decoding import AnyDecoder, check_decoder, decode_rows, fit_decoder
-from structured._estimator_rows import column_names, training_rows, validation_rows
+from structured._estimator_rows import (
+    Center,
+    column_names,
+    prediction_rows,
+    training_rows,
+    validation_rows,
+)
 from structured._estimator_settings import model_config, parameters_of, train_config
 from structured._estimator_state import describe, restore
 from structured._indicators import check_indicators
@@ -61,7 +66,8 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         global_size: rows of the energy's global term.
         cardinality: the largest number of labels with a value of its own in the energy's term on
             how many there are; 0 leaves the term out.
-        standardize: scale the features inside the model, as a `StandardScaler` before it would.
+        standardize: scale the features inside the model, as a `StandardScaler` before it would;
+            see `center_`.
         epochs: the most epochs.
         batch_size: rows of a minibatch.
         patience: epochs without improvement on validation after which training stops; None never
@@ -92,6 +98,9 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         models_: `structured.models.Models`, trained; the energy can be studied here.
         method_: the method that trained them, and predicts.
         decoder_: the fitted decoder.
+        center_: what is subtracted from the features in double precision, before they are rounded
+            for `models_`, ``[D]``: the mean of each dense feature whose mean is over 1000
+            deviations from 0, and 0 for the others. None without any, or without `standardize`.
         fitted_params_: the parameters by name as they were in `fit`.
         history_: a record per epoch, see `structured.training.RunResult`.
         n_iter_: epochs trained.
@@ -226,12 +235,12 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         method, decoder = as_method(self.method), as_decoder(self.decoder)
         check_decoder(decoder, method)
         params, names = parameters_of(self), column_names(y)
-        training, indicators = training_rows(self, X, y)
+        training, indicators, center = training_rows(self, X, y, bool(params["standardize"]))
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         if validation is None:
             training, held_out = carve(training, float(params["validation_fraction"]), seed)
         else:
-            held_out = validation_rows(self, validation, training.n_labels, names)
+            held_out = validation_rows(self, validation, training.n_labels, names, center)
         result = train(
             method,
             training,
@@ -245,6 +254,7 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
         self.models_ = result.models
         self.method_ = method
         self.decoder_ = fit_decoder(decoder, result, held_out)
+        self.center_: Center = center
         self.fitted_params_ = params
         self.history_ = list(result.history)
         self.n_iter_ = len(result.history)
@@ -358,7 +368,7 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
 
     def _rows(self, X: ArrayLike) -> Any:
         check_is_fitted(self)
-        return validate_data(self, X, reset=False, accept_sparse="csr", dtype=np.float32)
+        return prediction_rows(self, X, self.center_)
 
     def _sets(self, X: ArrayLike) -> NDArray[np.int8]:
         rows = self._rows(X)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy import sparse
 from sklearn.base import clone
 from sklearn.datasets import make_multilabel_classification
 
@@ -25,7 +27,7 @@ NAMES = ["red", "green", "blue", "grey"]
 SIZES: dict[str, Any] = {"hidden": (8,), "energy_hidden": (4,), "global_size": 2}
 
 
-def fitted(method: Any = "cross_entropy", y: Any = Y, **params: Any) -> Any:
+def fitted(method: Any = "cross_entropy", y: Any = Y, X: Any = X, **params: Any) -> Any:
     defaults: dict[str, Any] = {**SIZES, "epochs": 2, "device": "cpu", "random_state": 0}
     return MultiLabelClassifier(method, **{**defaults, **params}).fit(X, y)
 
@@ -145,3 +147,55 @@ def test_a_file_of_before_method_and_label_names_were_kept_is_read(tmp_path: Pat
     assert loaded.method_ == classifier.method_
     assert loaded.label_names_ is None
     assert loaded.last_phase_only is False
+
+
+# Multiples of 2 ** -20, so that 1e8 can be added without rounding.
+EVEN = np.round(np.random.default_rng(0).normal(size=(200, 4)) * 2**20) / 2**20
+SIGNS = (EVEN[:, :3] > 0).astype(int)
+FAR = np.array([1e8, 0.0, -1e8, 1e6])
+STANDARD: dict[str, Any] = {"standardize": True, "input_dropout": 0.0, "epochs": 5}
+
+
+def test_standardized_features_far_from_zero_are_learned_as_those_around_it(tmp_path: Path) -> None:
+    """As a `StandardScaler`, which computes in double precision, makes the two the same."""
+    pair: Any = (EVEN[150:], SIGNS[150:]), (EVEN[150:] + FAR, SIGNS[150:])
+    near, far = (
+        MultiLabelClassifier(**SIZES, **STANDARD, device="cpu", random_state=0).fit(
+            EVEN[:150] + shift, SIGNS[:150], validation=validation
+        )
+        for shift, validation in zip((0.0, FAR), pair, strict=True)
+    )
+    expected = near.predict_proba(EVEN)
+    assert near.center_ is None
+    for found in (far, reloaded(far, tmp_path)):
+        np.testing.assert_allclose(found.predict_proba(EVEN + FAR), expected, atol=1e-3)
+        assert found.center_ == pytest.approx([1e8, 0.0, -1e8, 1e6], abs=1.0)
+    np.testing.assert_array_equal(
+        far.predict_proba(sparse.csr_array(EVEN + FAR)), far.predict_proba(EVEN + FAR)
+    )
+
+
+def test_features_that_are_not_standardized_or_are_sparse_or_constant_keep_their_means() -> None:
+    far = EVEN + FAR
+    constant = np.column_stack([np.full(len(EVEN), 0.1), EVEN])
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = [
+            fitted(method="cross_entropy", y=SIGNS, X=far, standardize=False),
+            fitted(method="cross_entropy", y=SIGNS, X=sparse.csr_array(far), standardize=True),
+            fitted(method="cross_entropy", y=SIGNS, X=constant, standardize=True),
+        ]
+    assert [classifier.center_ for classifier in found] == [None] * 3
+
+
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")
+@pytest.mark.parametrize("standardize", [False, True])
+def test_features_beyond_single_precision_are_refused_and_not_predicted_from(
+    standardize: bool,
+) -> None:
+    params: dict[str, Any] = {"standardize": standardize}
+    huge = np.where(np.arange(len(X))[:, None] == 3, 1e300, X)
+    with pytest.raises(ValueError, match="too large for dtype"):
+        fitted(X=huge, **params)
+    with pytest.raises(ValueError, match="too large for dtype"):
+        fitted(**params).predict(huge)
