@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 from xml.parsers import expat
@@ -21,6 +21,9 @@ from structured.data.arff import ArffTable, read_arff
 from structured.data.arff_header import unescape
 from structured.data.multilabel import MultiLabelData, Split
 from structured.errors import DataError
+
+_WITHOUT_AND_WITH = (("false", "true"), ("no", "yes"))
+"""Texts that say, in any case, that a row does not have a label, and that it has it."""
 
 
 @dataclass(frozen=True)
@@ -122,13 +125,16 @@ def read_mulan(
         scattered_labels: Accept labels that are not one block at the start or the end of the
             attributes. They nearly always are, and a gap means a label missing from the XML.
 
+    A label has the categories 0 and 1, or false and true, or no and yes, in any order and case.
+
     Returns:
         The data; X is sparse if the ARFF rows are.
 
     Raises:
         DataError: With file and line: what `read_arff` and `read_mulan_labels` refuse, a label of
             the XML that no attribute declares, an attribute inside the block of labels that the
-            XML does not list, a label that is neither 0 nor 1, files with different attributes.
+            XML does not list, a label that is neither 0 nor 1 or has categories of unknown meaning,
+            files with different attributes.
         OSError: A file cannot be opened.
     """
     files = dict(arff) if isinstance(arff, Mapping) else {"all": arff}
@@ -139,6 +145,7 @@ def read_mulan(
     columns = _label_columns(tables[0], labels, os.fspath(xml))
     if not scattered_labels:
         _check_one_block(tables[0], columns, os.fspath(xml))
+    tables = [_with_meant_labels(table, columns) for table in tables]
     for table in tables:
         _check_label_values(table, columns)
     width = len(tables[0].attributes)
@@ -229,6 +236,40 @@ def _check_one_block(table: ArffTable, columns: NDArray[np.intp], xml: str) -> N
         table.file,
         attribute.line,
     )
+
+
+def _with_meant_labels(table: ArffTable, columns: NDArray[np.intp]) -> ArffTable:
+    """Labels of two texts as what these mean; `read_arff` has numbered them as declared."""
+    turned = []
+    for column in columns:
+        attribute = table.attributes[column]
+        if attribute.plain:
+            continue
+        first, second = tuple(attribute.codes or {})
+        pair = first.lower(), second.lower()
+        if pair in _WITHOUT_AND_WITH:
+            continue
+        if pair[::-1] not in _WITHOUT_AND_WITH:
+            raise DataError(
+                f"label {attribute.name!r} is {first!r} or {second!r}, and nothing says which of "
+                "them a row has that has the label; declare it {0,1}, {false,true} or {no,yes}",
+                table.file,
+                attribute.line,
+            )
+        if not isinstance(table.values, np.ndarray):
+            raise DataError(
+                f"label {attribute.name!r}: where a sparse row omits it, ARFF means its first "
+                f"category, {first!r}, and so most rows would have it; put {second!r} first, or "
+                "write dense rows",
+                table.file,
+                attribute.line,
+            )
+        turned.append(column)
+    if not turned or not isinstance(table.values, np.ndarray):
+        return table
+    values = table.values.copy()
+    values[:, turned] = 1 - values[:, turned]
+    return replace(table, values=values)
 
 
 def _check_label_values(table: ArffTable, columns: NDArray[np.intp]) -> None:

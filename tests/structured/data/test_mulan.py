@@ -185,6 +185,45 @@ def test_two_labels_of_one_attribute_are_refused(tmp_path):
         read_mulan(arff, xml)
 
 
+@pytest.mark.parametrize(
+    ("categories", "without", "having"),
+    [
+        ("{FALSE,TRUE}", "FALSE", "TRUE"),
+        ("{TRUE,FALSE}", "FALSE", "TRUE"),
+        ("{'true', 'false'}", "false", "'true'"),
+        ("{no,yes}", "no", "yes"),
+        ("{Yes,No}", "No", "Yes"),
+        ("{1,0}", "0", "1"),
+    ],
+)
+def test_labels_that_are_texts_are_read_by_what_they_mean(tmp_path, categories, without, having):
+    rows = f"1,2,{without},{having}\n3,4,{having},{having}\n"
+    arff, xml = write(tmp_path, toy_arff=ARFF.replace("{0,1}", categories) + rows, toy_xml=XML)
+    data = read_mulan(arff, xml)
+    np.testing.assert_array_equal(data.Y.toarray(), [[0, 1], [1, 1]])
+    np.testing.assert_array_equal(data.X, [[1, 2], [3, 4]])
+
+
+@pytest.mark.parametrize("categories", ["{a,b}", "{no,true}", "{0,yes}"])
+def test_labels_that_are_texts_of_unknown_meaning_are_refused(tmp_path, categories):
+    first = categories[1:-1].split(",")[0]
+    header = ARFF.replace("sky' {0,1}", f"sky' {categories}")
+    arff, xml = write(tmp_path, toy_arff=header + f"1,2,0,{first}\n", toy_xml=XML)
+    with pytest.raises(DataError, match=r"label 'the sky' is .* nothing says which") as caught:
+        read_mulan(arff, xml)
+    assert (caught.value.file, caught.value.line) == (str(arff), 5)
+
+
+def test_sparse_rows_may_not_omit_what_means_that_they_have_a_label(tmp_path):
+    header = ARFF.replace("sky' {0,1}", "sky' {yes,no}")
+    arff, xml = write(tmp_path, toy_arff=header + "{0 1}\n{3 no}\n", toy_xml=XML)
+    with pytest.raises(DataError, match="ARFF means its first category, 'yes'") as caught:
+        read_mulan(arff, xml)
+    assert caught.value.line == 5
+    arff.write_text(ARFF.replace("sky' {0,1}", "sky' {no,yes}") + "{0 1}\n{3 yes}\n")
+    np.testing.assert_array_equal(read_mulan(arff, xml).Y.toarray(), [[0, 0], [0, 1]])
+
+
 @pytest.mark.parametrize("row", ["1,2,0,0.5", "{0 1,3 0.5}"])
 def test_a_label_outside_0_and_1_is_named_with_its_line(tmp_path, row):
     header = ARFF.replace("{0,1}", "numeric")
