@@ -216,13 +216,14 @@ class _Rows:
 
 
 def _check_values(table: ArffTable) -> None:
-    """Every value is finite, and every value of a nominal attribute a declared one."""
+    """Every value is finite in float32, and every value of a nominal attribute a declared one."""
     values, attributes = table.values, table.attributes
     if isinstance(values, np.ndarray):
         flat, columns = values.ravel(), np.tile(np.arange(len(attributes)), len(values))
     else:
         flat, columns = values.data, values.indices
-    good = np.isfinite(flat)
+    with np.errstate(over="ignore"):  # what overflows is what is looked for
+        good = np.isfinite(flat.astype(np.float32))
     domains = [tuple((attribute.codes or {}).values()) for attribute in attributes]
     for domain in set(domains) - {()}:
         members = np.array([other == domain for other in domains])
@@ -235,7 +236,11 @@ def _check_values(table: ArffTable) -> None:
         row = bad // len(attributes)
     else:
         row = int(np.searchsorted(values.indptr, bad, side="right")) - 1
-    wanted = f"one of {list(attribute.codes)}" if attribute.codes else "a finite number"
+    wanted = (
+        f"one of {list(attribute.codes)}"
+        if attribute.codes
+        else "a number that is finite in float32"
+    )
     raise DataError(
         f"attribute {attribute.name!r}: wanted {wanted}, found {flat[bad]:g}",
         table.file,

@@ -36,9 +36,9 @@ def read_libsvm(
 
     A row without labels starts with its first `index:value` (or with a blank); without values, too,
     it is a line of one blank. An empty line could be such a row or nothing at all: it is refused,
-    but at the end of the file. What follows `#` is a comment, and `qid:` is ignored. A file does
-    not say how wide its table is nor whether it counts from 0 or 1: give all four numbers to read
-    two files of one data set alike.
+    but at the end of the file. What follows `#` is a comment, which may be a whole line, and `qid:`
+    is ignored. A file does not say how wide its table is nor whether it counts from 0 or 1: give
+    all four numbers to read two files of one data set alike.
 
     Args:
         path: The file.
@@ -55,8 +55,8 @@ def read_libsvm(
 
     Raises:
         DataError: With file and line: a label or an index that is no number, is out of range or
-            comes twice, a value that is no finite number, an empty line between others, no row at
-            all.
+            comes twice, a value that is not finite in float32, an empty line between others, no row
+            at all.
         OSError: The file cannot be opened.
 
     Example:
@@ -84,7 +84,7 @@ def read_libsvm(
                 file,
                 number,
             )
-        if raw.startswith("#"):
+        if raw.lstrip().startswith("#"):
             continue
         text = raw.partition("#")[0].rstrip()
         row_labels, row_features, row_values = _read_row(file, number, text)
@@ -97,9 +97,11 @@ def read_libsvm(
     first_feature, width = features.frame(file, lines, "index", features_from, n_features)
     first_label, n_classes = labels.frame(file, lines, "label", labels_from, n_labels)
     data = np.array(values)
-    bad = np.flatnonzero(~np.isfinite(data))
+    with np.errstate(over="ignore"):  # what overflows is what is looked for
+        bad = np.flatnonzero(~np.isfinite(data.astype(np.float32)))
     if bad.size:
-        raise DataError(f"value {data[bad[0]]} is not finite", file, lines[features.row(bad[0])])
+        line = lines[features.row(int(bad[0]))]
+        raise DataError(f"value {data[bad[0]]} is not finite in float32", file, line)
     return MultiLabelData(
         X=features.matrix(data, first_feature, width),
         Y=labels.matrix(np.ones(len(labels.flat), dtype=np.int8), first_label, n_classes),

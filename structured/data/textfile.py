@@ -21,8 +21,8 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
         path: The file.
 
     Raises:
-        DataError: The gzip stream is cut or damaged, or the text is not UTF-8; with the line
-            reached.
+        DataError: The gzip stream is cut, damaged or followed by something else, the text is not
+            UTF-8, or a carriage return stands alone; with the line reached.
         OSError: The file cannot be opened.
 
     Example:
@@ -43,7 +43,16 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
         raise DataError(
             f"byte {raw[error.start]:#04x} is not UTF-8; convert the file to UTF-8", path, line
         ) from error
-    lines = text.replace("\r\n", "\n").split("\n")
+    text = text.replace("\r\n", "\n")
+    if "\r" in text:
+        line = text.count("\n", 0, text.index("\r")) + 1
+        raise DataError(
+            "a carriage return (CR) without a line feed (LF); lines end with LF or CR LF, convert "
+            "the file",
+            path,
+            line,
+        )
+    lines = text.split("\n")
     if lines[-1] == "":
         lines.pop()
     return lines
@@ -52,7 +61,15 @@ def read_lines(path: str | os.PathLike[str]) -> list[str]:
 def _gunzip(raw: bytes, path: str | os.PathLike[str]) -> bytes:
     """All members of a gzip file. `gzip.decompress` could not say how far it came."""
     text = bytearray()
-    while raw.startswith(_GZIP_MAGIC):
+    while raw:
+        if not raw.startswith(_GZIP_MAGIC):
+            line = text.count(b"\n") + 1
+            raise DataError(
+                f"{len(raw)} bytes after the gzip data of the lines before are no gzip data; fetch "
+                "the file again",
+                path,
+                line,
+            )
         member = zlib.decompressobj(_GZIP)
         try:
             text += member.decompress(raw)
@@ -64,5 +81,5 @@ def _gunzip(raw: bytes, path: str | os.PathLike[str]) -> bytes:
         if not member.eof:
             line = text.count(b"\n") + 1
             raise DataError("the gzip file is cut in this line; fetch it again", path, line)
-        raw = member.unused_data
+        raw = member.unused_data.lstrip(b"\0")  # which some tools fill the last block with
     return bytes(text)

@@ -45,6 +45,11 @@ def test_comments_query_ids_and_empty_lines_at_the_end_are_passed_over(tmp_path)
     np.testing.assert_array_equal(read.dense()[0], [[2]])
 
 
+def test_an_indented_comment_is_no_row(tmp_path):
+    read = data(tmp_path, "1 1:2\n   # a note\n\t# another\n2 1:1\n")
+    np.testing.assert_array_equal(read.dense()[0], [[2], [1]])
+
+
 @pytest.mark.parametrize(
     ("text", "line"),
     [
@@ -102,8 +107,9 @@ def test_a_file_is_read_as_scikit_learn_reads_it(tmp_path):
         ("1 1:1_0", "wanted 'index:value', found '1:1_0'"),
         ("1 1:2 1:3", "index 1 comes twice"),
         ("1 -3:2", "index -3; wanted 0 to"),
-        ("1 1:nan", "value nan is not finite"),
-        ("1 2:1 3:1e999", "value inf is not finite"),
+        ("1 1:nan", "value nan is not finite in float32"),
+        ("1 2:1 3:1e999", "value inf is not finite in float32"),
+        ("1 2:1 3:-1e39", r"value -1e\+39 is not finite in float32"),
         ("1 99999999999999999999:1", "index 99999999999999999999; wanted 0 to 2147483646"),
         ("-99999999999999999999 1:1", "label -99999999999999999999; wanted"),
     ],

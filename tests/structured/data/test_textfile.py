@@ -58,6 +58,33 @@ def test_a_gzip_file_cut_in_its_checksum_is_cut(tmp_path):
         read_lines(path)
 
 
+@pytest.mark.parametrize("rest", [b"\x1f", b"garbage", gzip.compress(b"two\n")[1:], b"\0\0x"])
+def test_what_follows_gzip_data_and_is_none_is_refused(tmp_path, rest):
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(b"one\n") + rest)
+    found = len(rest.lstrip(b"\0"))
+    with pytest.raises(
+        DataError, match=f"{found} bytes after the gzip data of the lines"
+    ) as caught:
+        read_lines(path)
+    assert (caught.value.file, caught.value.line) == (str(path), 2)
+
+
+def test_zeros_after_gzip_data_fill_a_block_and_are_passed_over(tmp_path):
+    path = tmp_path / "a.gz"
+    path.write_bytes(gzip.compress(b"one\n") + bytes(7) + gzip.compress(b"two\n") + bytes(3))
+    assert read_lines(path) == ["one", "two"]
+
+
+@pytest.mark.parametrize(("text", "line"), [(b"1 1:2\r2 1:1\r", 1), (b"one\r\ntwo\r\r\n", 2)])
+def test_a_carriage_return_that_ends_no_line_is_refused_with_its_line(tmp_path, text, line):
+    path = tmp_path / "a.txt"
+    path.write_bytes(text)
+    with pytest.raises(DataError, match="a carriage return .* convert the file") as caught:
+        read_lines(path)
+    assert caught.value.line == line
+
+
 def test_a_gzip_file_with_a_wrong_checksum_is_damaged(tmp_path):
     path = tmp_path / "a.gz"
     packed = bytearray(gzip.compress(TEXT.encode()))
