@@ -14,6 +14,7 @@ from structured.search import Trial, best_trial
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 TEST = "test"
 """The part that is reported."""
@@ -248,14 +249,17 @@ class Comparison:
     def table(self) -> Table:
         """Return a table to print with `rich`: example-F1 in percent, mean and deviation."""
         from rich.table import Table
+        from rich.text import Text  # for names, in which brackets are no markup
 
         parts = ", ".join(f"{rows} {part}" for part, rows in self.sizes.items())
+        title = (
+            f"{self.data}, split {self.split!r}\n{parts}\nexample-F1 on test in percent, mean ± "
+            f"deviation over {len(self.seeds)} seeds; decoders fitted on validation"
+        )
         table = Table(
-            title=f"{self.data}, split {self.split!r}\n{parts}\nexample-F1 on test in "
-            f"percent, mean ± deviation over {len(self.seeds)} seeds; decoders fitted on "
-            "validation",
+            title=Text(title, style="table.title"),
             title_justify="left",
-            caption=self.command or None,
+            caption=Text(self.command, style="table.caption") if self.command else None,
             caption_justify="left",
         )
         table.add_column("method")
@@ -275,7 +279,7 @@ class Comparison:
             predicting = record["predict_seconds"]
             done = len(record["seeds"])
             table.add_row(
-                record["method"] + (f" ({done} done)" if done < len(self.seeds) else ""),
+                Text(record["method"] + (f" ({done} done)" if done < len(self.seeds) else "")),
                 *cells,
                 f"{record['epoch_seconds']:.2f}",
                 "" if predicting is None else f"{1000 * predicting:.1f}",
@@ -318,7 +322,9 @@ def _median_if_any(values: Iterable[float | None]) -> float | None:
     return statistics.median(known) if known else None
 
 
-def _cell(score: Mapping[str, Any], best: float | None) -> str:
+def _cell(score: Mapping[str, Any], best: float | None) -> Text:
+    from rich.text import Text
+
     mean, deviation = score["mean"], score["deviation"]
     text = f"{100 * mean:.2f}" + ("" if deviation is None else f" ± {100 * deviation:.2f}")
-    return f"[bold]{text}[/bold]" if mean == best else text
+    return Text(text, style="bold" if mean == best else "")

@@ -136,9 +136,10 @@ class Evaluation:
         """Return a table to print with `rich`: in percent, a row per part and decoder."""
         from rich import box
         from rich.table import Table
+        from rich.text import Text  # for names, in which brackets are no markup
 
         table = Table(
-            title=self.title,
+            title=Text(self.title, style="table.title"),
             title_justify="left",
             caption="percent; Hamming acc.: of labels, subset acc.: of whole rows",
             caption_justify="left",
@@ -149,11 +150,13 @@ class Evaluation:
         for name in ("example-F1", "micro-F1", "macro-F1", "Hamming\nacc.", "subset\nacc."):
             table.add_column(name, justify="right", no_wrap=True)
         for part, decoders in self.scores.items():
-            table.add_row(f"{part}, {self.rows[part]} rows", style="bold")
+            table.add_row(Text(f"{part}, {self.rows[part]} rows"), style="bold")
             for name, found in decoders.items():
                 fitted = self.thresholds.get(name)
                 shown = name if fitted is None else f"{name} {fitted:.3f}"
-                table.add_row(f"  {shown}", *(f"{100 * v:.2f}" for v in asdict(found).values()))
+                table.add_row(
+                    Text(f"  {shown}"), *(f"{100 * v:.2f}" for v in asdict(found).values())
+                )
             table.add_section()
         return table
 

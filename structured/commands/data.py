@@ -146,15 +146,18 @@ def describe(data: MultiLabelData, most: int = 10) -> dict[str, Any]:
 
 def _tables(found: dict[str, Any]) -> list[Any]:
     from rich.table import Table
+    from rich.text import Text  # for names from files, in which brackets are no markup
 
-    statistics = Table(title=found["name"], title_justify="left", show_header=False)
+    title = Text(found["name"], style="table.title")
+    statistics = Table(title=title, title_justify="left", show_header=False)
     for key, value in found["statistics"].items():
         shown = f"{value:.4f}" if isinstance(value, float) else str(value)
         statistics.add_row(key.replace("_", " "), shown)
     splits = Table("split", "parts", title="Splits", title_justify="left")
     for name, sizes in found["splits"].items():
-        splits.add_row(name, ", ".join(f"{part} {rows}" for part, rows in sizes.items()))
+        parts = ", ".join(f"{part} {rows}" for part, rows in sizes.items())
+        splits.add_row(Text(name), Text(parts))
     labels = Table("label", "rows", title="Most frequent labels", title_justify="left")
     for name, rows in found["frequent_labels"].items():
-        labels.add_row(name, str(rows))
+        labels.add_row(Text(name), str(rows))
     return [statistics, splits, labels] if found["splits"] else [statistics, labels]

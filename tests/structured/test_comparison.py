@@ -235,3 +235,27 @@ def test_a_run_whose_pretraining_was_best_says_so() -> None:
     options: dict[str, Any] = {"seeds": (0,), "config": CONFIG, "model": MODEL}
     (done,) = compare(method, *PARTS, **options).runs
     assert done.earlier_phase == ("pretraining" if done.best_epoch == 1 else "")
+
+
+def test_names_in_brackets_are_printed_as_they_are() -> None:
+    found = replace(
+        comparison(replace(made("base", 0, 0.4), method="[/a]"), made("[red]", 0, 0.5)),
+        methods={"[/a]": {}, "[red]": {}},
+        data="m3[v2]",
+        split="[i]",
+        command="structured compare -m '[/a]'",
+    )
+    text = printed(found.table())
+    for part in ("m3[v2]", "'[i]'", "-m '[/a]'", " [/a] ", " [red] "):
+        assert part in text
+    (first, *_) = found.runs
+    evaluation = replace(
+        first.evaluation,
+        data="m3[v2]",
+        method="[/a]",
+        rows={"[/b]": 9},
+        scores={"[/b]": {"[u]": Scores(1, 1, 1, 1, 1)}},
+    )
+    text = printed(evaluation.table())
+    for part in ("m3[v2]", "[/a],", "[/b], 9 rows", "  [u] "):
+        assert part in text

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from structured.data import read_npz
+import numpy as np
+
+from structured.data import MultiLabelData, Split, read_npz, write_npz
 from tests.structured.commands.cli import ok, refused
 
 
@@ -27,6 +29,21 @@ def test_data_shows_statistics_splits_and_frequent_labels(file: Path) -> None:
     found = json.loads(ok("data", "show", file, "--json").stdout)
     assert found["statistics"]["rows"] == 60
     assert found["splits"] == {"thirds": {"train": 20, "validation": 20, "test": 20}}
+
+
+def test_names_in_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
+    names = ("[/sea]", "[red]", ":wave:")
+    data = MultiLabelData(
+        X=np.eye(3),
+        Y=np.eye(3),
+        label_names=names,
+        splits={"[i]": Split([0, 1, 1], ("[/b]", "[u]"))},
+        name="m3[v2]",
+    )
+    write_npz(data, tmp_path / "m3.npz")
+    text = ok("data", "show", "m3.npz").stdout
+    for part in ("m3[v2]", "[i]", "[/b] 1, [u] 2", *names):
+        assert part in text
 
 
 def test_data_converts_arff_and_libsvm_with_their_parts(tmp_path: Path) -> None:
