@@ -12,6 +12,7 @@ from torch import Tensor
 from bilevel import _transforms
 from bilevel._autodiff import Pullback, copied, filled, gradient, pulled_back, uncompiled
 from bilevel._checks import check_args, check_scalar
+from bilevel._closures import refuse_tangents
 from bilevel._guard import Guard
 from bilevel._tree import Layout, Tree, flatten
 from bilevel.errors import InputError
@@ -22,6 +23,7 @@ from bilevel.products import (
     Objective,
     Products,
     products,
+    refuse_originals,
 )
 
 
@@ -116,7 +118,9 @@ def hessian(
         A symmetric operator. It keeps the graph of one gradient alive.
 
     Raises:
-        InputError: theta or the objective does not fit.
+        InputError: theta or the objective does not fit, or the objective uses a tensor of theta
+            itself, past its argument.
+        TransformError: inside a ``torch.func`` transform, or given dual tensors of forward mode.
 
     Example:
         >>> import torch
@@ -126,6 +130,7 @@ def hessian(
                 [ 0., 12.]])
     """
     _transforms.refuse_inside("bilevel.hessian")
+    refuse_tangents("bilevel.hessian", theta, args)
     leaves, layout = flatten(theta, "theta")
     args = check_args(args, "args")
     guard = Guard([objective], args, layout.device)
@@ -136,6 +141,7 @@ def hessian(
         layout,
         args,
         guard,
+        originals=leaves,
     )
     with torch.inference_mode(False):
         point = copied(leaves)
@@ -157,7 +163,9 @@ def jacobian(
         An operator with products both ways. It keeps the function's graph alive.
 
     Raises:
-        InputError: x is no such tree, or the function returns another kind of tree.
+        InputError: x is no such tree; or the function returns another kind of tree, or uses a
+            tensor of x itself, past its argument.
+        TransformError: inside a ``torch.func`` transform, or given dual tensors of forward mode.
 
     Example:
         >>> import torch
@@ -167,6 +175,7 @@ def jacobian(
                 [0., 1.]])
     """
     _transforms.refuse_inside("bilevel.jacobian")
+    refuse_tangents("bilevel.jacobian", x, args)
     leaves, layout = flatten(x, "x")
     args = check_args(args, "args")
     guard = Guard([function], args, layout.device)
@@ -174,7 +183,9 @@ def jacobian(
     def field(vector: Tensor) -> Tensor:
         with guard.replay():
             value = function(layout.unflatten(vector), *args)
-        return layout.join(layout.matching_leaves(value, "what function returned", "x"))
+        found = layout.join(layout.matching_leaves(value, "what function returned", "x"))
+        refuse_originals(found, leaves, "function", "x")
+        return found
 
     with torch.inference_mode(False):
         point = layout.join(copied(leaves))
@@ -217,7 +228,17 @@ class GaussNewton:
 
 
 class GaussNewtonOperator(Opaque):
-    """Gauss-Newton curvature at a point; ``theta`` are leaves that require grad."""
+    """Gauss-Newton curvature at a point.
+
+    Args:
+        curvature: its parts.
+        phi: the tree these are called with.
+        theta: leaves that require grad.
+        layout: of theta.
+        args: passed through.
+        guard: replays the randomness.
+        originals: the user's own tensors of theta, which no part may use past its arguments.
+    """
 
     def __init__(
         self,
@@ -227,6 +248,7 @@ class GaussNewtonOperator(Opaque):
         layout: Layout,
         args: Sequence[Any],
         guard: Guard,
+        originals: Sequence[Tensor] = (),
     ) -> None:
         super().__init__(layout.size, layout.dtype, layout.device, symmetric=True, layout=layout)
         self._theta = theta
@@ -234,10 +256,8 @@ class GaussNewtonOperator(Opaque):
             with guard.replay(), uncompiled():
                 outputs = curvature.model(phi, layout.tree(theta), *args)
             if not isinstance(outputs, Tensor) or not outputs.requires_grad:
-                raise InputError(
-                    "GaussNewton: model must return a tensor that depends on its theta argument, "
-                    f"found {type(outputs).__name__}."
-                )
+                raise _independent(outputs)
+            refuse_originals(outputs, originals, "GaussNewton: model", "theta")
             self._outputs = outputs
             # J v by differentiating the pullback, which is linear in its cotangent. Ones, as a
             # pullback of zeros would not show what has cut its graph.
@@ -249,10 +269,13 @@ class GaussNewtonOperator(Opaque):
                 for index, leaf in enumerate(pulled)
                 if leaf is not None and leaf.requires_grad
             }
+            if not self._pulled:
+                raise _independent(outputs)
             self._point = outputs.detach().requires_grad_()
             with guard.replay(), uncompiled():
                 value = curvature.loss(phi, self._point, *args)
             check_scalar(value, "GaussNewton: loss")
+            refuse_originals(value, originals, "GaussNewton: loss", "theta")
             (slope,) = gradient(value, [self._point], "GaussNewton: loss", create_graph=True)
         if slope is None:
             raise InputError("GaussNewton: loss does not depend on the outputs it is handed.")
@@ -266,6 +289,7 @@ class GaussNewtonOperator(Opaque):
                 layout,
                 args,
                 guard,
+                originals,
             )
             self._extra = KeptGraph(objective, [], theta)
 
@@ -287,3 +311,12 @@ class GaussNewtonOperator(Opaque):
         return torch.autograd.grad(
             self._outputs, self._theta, curved, retain_graph=True, materialize_grads=True
         )
+
+
+def _independent(outputs: Any) -> InputError:
+    found = "one that does not" if isinstance(outputs, Tensor) else type(outputs).__name__
+    return InputError(
+        "GaussNewton: model must return a tensor that depends on its theta argument, found "
+        f"{found}. Use what it is handed, without torch.no_grad or .detach() on the way: "
+        "torch.func.functional_call(module, theta, inputs)."
+    )

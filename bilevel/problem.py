@@ -9,6 +9,7 @@ from typing import Any, Literal, overload
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from bilevel import _transforms
 from bilevel._autodiff import copied, filled, uncompiled
@@ -227,6 +228,7 @@ class ImplicitProblem:
         It stays that of this point when phi or theta are written to afterwards.
         """
         _transforms.refuse_inside("operator()")
+        refuse_tangents("operator()", phi, theta, inner_args)
         with torch.inference_mode(False):
             point = self._point(phi, theta, (), inner_args)
             point = replace(point, phi=copied(point.phi), theta=copied(point.theta))
@@ -309,6 +311,7 @@ class ImplicitProblem:
                 point.theta_layout,
                 point.inner.args,
                 point.inner.guard,
+                pytree.tree_leaves(point.theta_tree),
             )
         return damped(base, self.damping)
 

@@ -11,11 +11,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor
 
+from bilevel import _autodiff, _transforms
 from bilevel._autodiff import Pullback, filled, gradient, leaves_of_graph, uncompiled
 from bilevel._checks import check_scalar
 from bilevel._guard import Guard
 from bilevel._tree import Layout, natural_scales, refuse_sparse
-from bilevel.errors import InputError, ProductWarning, outside
+from bilevel.errors import InputError, ProductWarning, TransformError, outside
 
 HVP = Literal["auto", "reverse", "forward_over_reverse", "finite_difference"]
 
@@ -46,21 +47,28 @@ class Objective:
     ) -> None:
         self.function, self.name, self.args, self.guard = function, name, tuple(args), guard
         self.phi, self.theta = phi, theta
-        self._originals = {id(leaf): leaf for leaf in originals if leaf.requires_grad}
+        self._originals = originals
 
     def __call__(self, phi: Sequence[Tensor], theta: Sequence[Tensor]) -> Tensor:
         """The value, refused unless it is a 0-d floating tensor."""
         with self.guard.replay():
             value = self.function(self.phi.tree(phi), self.theta.tree(theta), *self.args)
         value = check_scalar(value, self.name)
-        if self._originals and any(id(x) in self._originals for x in leaves_of_graph(value)):
-            raise InputError(
-                f"{self.name} uses a parameter of phi or theta itself, past its arguments: that "
-                "part of the derivative would be lost without a word. Use what the function is "
-                "handed: torch.func.functional_call(module, theta, x) in place of module(x). If it "
-                "is meant as a constant, detach it."
-            )
+        trees = "phi or theta" if self.phi.sizes else "theta"
+        refuse_originals(value, self._originals, self.name, trees)
         return value
+
+
+def refuse_originals(value: Tensor, originals: Sequence[Tensor], name: str, trees: str) -> None:
+    """Refuse a value that was computed from one of the user's own tensors, past the arguments."""
+    own = {id(leaf) for leaf in originals if leaf.requires_grad}
+    if own and any(id(leaf) in own for leaf in (value, *leaves_of_graph(value))):
+        raise InputError(
+            f"{name} uses a parameter of {trees} itself, past its arguments: that part of the "
+            "derivative would be lost without a word. Use what the function is handed: "
+            "torch.func.functional_call(module, parameters, inputs) in place of module(inputs). If "
+            "it is meant as a constant, detach it."
+        )
 
 
 class Products(abc.ABC):
@@ -137,7 +145,8 @@ class ForwardOverReverse(Products):
         # Forward derivatives write into what they are given: no two entries may share memory.
         self._phi = [leaf.contiguous() for leaf in _detached(phi)]
         self._theta = [leaf.contiguous() for leaf in _detached(theta)]
-        self.value, self.gradient, self.unused, self._used = _first_order(objective, phi, theta)
+        found = _first_order(objective, phi, theta, forward=True)
+        self.value, self.gradient, self.unused, self._used = found
 
     def rows(self, rows: Tensor) -> Tensor:
         def slope(theta: list[Tensor]) -> list[Tensor]:
@@ -243,6 +252,12 @@ class FiniteDifference(Products):
         return self._objective.phi.join(found)
 
     def _at(self, flat: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        if _transforms.active():
+            raise TransformError(
+                f"a product by finite differences of the gradient of {self._objective.name} cannot "
+                "be taken inside torch.func transforms: it differentiates by itself. Take it "
+                'outside (several at once: H @ V with a column for each), or use hvp="reverse".'
+            )
         # Both require grad, whichever is asked for: the objective may differentiate by itself.
         theta = [leaf.requires_grad_() for leaf in self._objective.theta.split(flat)]
         phi = [leaf.requires_grad_() for leaf in _detached(self._phi)]
@@ -323,16 +338,29 @@ def check_hvp(hvp: str) -> HVP:
 
 
 def _first_order(
-    objective: Objective, phi: Sequence[Tensor], theta: Sequence[Tensor]
+    objective: Objective, phi: Sequence[Tensor], theta: Sequence[Tensor], *, forward: bool = False
 ) -> tuple[Tensor, Tensor, tuple[int, ...], tuple[bool, ...]]:
     """The value, its gradient in theta, theta leaves not used, and for phi's whether they are."""
     with torch.enable_grad():
         value = objective(phi, theta)
+    if forward and _autodiff._custom_functions(value):
+        _refuse_cut(objective, phi, theta)
     reached = {id(leaf) for leaf in leaves_of_graph(value)}
     found = gradient(value, theta, objective.name)
     unused = tuple(i for i, leaf in enumerate(found) if leaf is None)
     used = tuple(id(leaf) in reached for leaf in phi)
     return value.detach(), objective.theta.join(filled(found, theta)), unused, used
+
+
+def _refuse_cut(objective: Objective, phi: Sequence[Tensor], theta: Sequence[Tensor]) -> None:
+    """Refuse custom functions whose backward leaves autograd: forward mode takes it as constant.
+
+    It says nothing of that; a gradient with a graph does, and is made once for it.
+    """
+    with torch.enable_grad(), uncompiled():  # compiled code is a custom function too
+        value = objective(phi, theta)
+        if _autodiff._custom_functions(value):
+            gradient(value, theta, objective.name, create_graph=True)
 
 
 def _where(used: Sequence[bool], leaves: Sequence[Tensor]) -> list[Tensor | None]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -156,3 +158,71 @@ def test_a_product_in_place_does_not_touch_the_solver() -> None:
     for solver in (bilevel.Exact(), bilevel.CG(), bilevel.MINRES(), bilevel.GMRES()):
         solved = bilevel.solve(operator, torch.ones(2, dtype=D), solver).value
         torch.testing.assert_close(solved, 1 / diagonal)
+
+
+@pytest.mark.parametrize("hvp", ["auto", "reverse", "forward_over_reverse", "finite_difference"])
+def test_a_hessian_refuses_an_objective_that_uses_the_parameters_themselves(hvp: Any) -> None:
+    net = network()
+    theta = dict(net.named_parameters())
+
+    def objective(point: dict[str, Tensor], penalized: Any) -> Tensor:
+        fit = torch.func.functional_call(net, point, (X,)).square().mean()
+        return fit + 10 * torch.stack([leaf.square().sum() for leaf in penalized]).sum()
+
+    with pytest.raises(bilevel.InputError, match="objective uses a parameter of theta itself"):
+        bilevel.hessian(lambda t: objective(t, net.parameters()), theta, hvp=hvp)
+    right = bilevel.hessian(lambda t: objective(t, t.values()), theta, hvp=hvp)
+    assert right.diagonal()[-1].item() == pytest.approx(22.0, rel=1e-6)
+
+
+def test_a_jacobian_refuses_a_function_that_uses_the_point_itself() -> None:
+    x = torch.ones(2, dtype=D, requires_grad=True)
+    for wrong in (lambda t: t * x, lambda t: x):
+        with pytest.raises(bilevel.InputError, match="function uses a parameter of x itself"):
+            bilevel.jacobian(wrong, x)
+    right = bilevel.jacobian(lambda t: t * x.detach(), x)
+    assert right.to_dense().tolist() == torch.eye(2).tolist()
+
+
+@pytest.mark.parametrize("guilty", ["model", "loss", "regularizer"])
+def test_gauss_newton_refuses_a_part_that_uses_the_parameters_themselves(guilty: str) -> None:
+    net = network()
+    theta = dict(net.named_parameters())
+    phi = torch.zeros((), dtype=D)
+
+    def split(**own: Any) -> bilevel.GaussNewton:
+        return bilevel.GaussNewton(
+            lambda p, t: torch.func.functional_call(net, t, (X,)) + own.get("model", 0.0),
+            lambda p, z: (z - 1).pow(2).mean() + own.get("loss", 0.0),
+            lambda p, t: penalty(p, t) + own.get("regularizer", 0.0),
+        )
+
+    def inner(p: Tensor, t: dict[str, Tensor]) -> Tensor:
+        return (torch.func.functional_call(net, t, (X,)) - 1).pow(2).mean() + penalty(p, t)
+
+    def outer(p: Tensor, t: dict[str, Tensor]) -> Tensor:
+        return t["weight"].sum()
+
+    wrong = split(**{guilty: net.bias.sum()})
+    problem = bilevel.ImplicitProblem(outer, inner, curvature=wrong)
+    for call in (problem.implicit_grad, problem.operator):
+        with pytest.raises(bilevel.InputError, match=f"GaussNewton: {guilty} uses a parameter"):
+            call(phi, theta)
+    constant = split(**{guilty: net.bias.sum().detach()})
+    bilevel.implicit_grad(outer, inner, phi, theta, curvature=constant)
+
+
+def test_gauss_newton_names_a_model_that_calls_the_module_itself() -> None:
+    net, other = network(), network()
+    theta = dict(net.named_parameters())
+    for wrong, message in (
+        (lambda p, t: net(X), "GaussNewton: model uses a parameter of theta itself"),
+        (lambda p, t: other(X), "model must return a tensor that depends on its theta argument"),
+    ):
+        problem = bilevel.ImplicitProblem(
+            lambda p, t: t["weight"].sum(),
+            penalty,
+            curvature=bilevel.GaussNewton(wrong, lambda p, z: (z**2).sum()),
+        )
+        with pytest.raises(bilevel.InputError, match=message):
+            problem.implicit_grad(torch.zeros((), dtype=D), theta)

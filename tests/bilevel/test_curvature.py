@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import bilevel
 from tests.bilevel.arrays import error, flat, normal
@@ -112,3 +113,20 @@ def test_gauss_newton_adds_the_hessian_of_its_regularizer() -> None:
     )
     wanted = X.T @ X + torch.diag(12 * phi.exp() * theta**2)
     torch.testing.assert_close(problem.operator(phi, theta).to_dense(), wanted)
+
+
+def test_dual_tensors_are_refused_as_their_tangents_would_be_dropped() -> None:
+    problem = bilevel.ImplicitProblem(lambda p, t: t.sum(), lambda p, t: ((t - p) ** 4).sum())
+    calls: dict[str, Any] = {
+        "bilevel.hessian": lambda dual: bilevel.hessian(objective, dual),
+        "bilevel.jacobian": lambda dual: bilevel.jacobian(field, dual),
+        r"operator\(\)": lambda dual: problem.operator(POINT, dual),
+    }
+    with forward_ad.dual_level():
+        dual = forward_ad.make_dual(POINT, torch.ones_like(POINT))
+        for name, call in calls.items():
+            with pytest.raises(bilevel.TransformError, match=f"{name} drops the tangents"):
+                call(dual)
+            call(POINT)
+        with pytest.raises(bilevel.TransformError, match="drops the tangents"):
+            problem.operator(dual, POINT)

@@ -231,3 +231,71 @@ def test_exact_products_work_in_half_precision(dtype: torch.dtype, hvp: HVP) -> 
     assert found.dtype == dtype
     wanted = 4 * CUBE_THETA / (CUBE_THETA + 2)
     torch.testing.assert_close(found.double(), wanted, rtol=3e-2, atol=3e-2)
+
+
+class OutsideSquare(torch.autograd.Function):
+    """A square whose backward is a constant to autograd; its forward derivative is right."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x**2
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+        ctx.save_for_forward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0].detach() * grads[0].detach()
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * tangent
+
+
+class InsideSquare(OutsideSquare):
+    """The same with a backward that autograd can follow."""
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return 2 * ctx.saved_tensors[0] * grads[0]
+
+
+def test_a_backward_that_leaves_autograd_is_named_where_it_is_differentiated_forward() -> None:
+    phi = theta = torch.tensor([1.0, 2.0], dtype=F64)
+
+    def gradient(square: Any, hvp: HVP) -> Tensor:
+        return bilevel.implicit_grad(
+            lambda p, t: t.sum(),
+            lambda p, t: (square.apply(t) + t**2 - 4 * p * t).sum(),
+            phi,
+            theta,
+            hvp=hvp,
+        )
+
+    hvps: tuple[HVP, ...] = ("reverse", "forward_over_reverse")
+    for hvp in hvps:
+        with pytest.raises(RuntimeError, match=r"OutsideSquare.* in inner is not differentiable"):
+            gradient(OutsideSquare, hvp)
+        torch.testing.assert_close(gradient(InsideSquare, hvp), torch.ones_like(phi))
+    with pytest.raises(RuntimeError, match=r"OutsideSquare.* in objective is not"):
+        bilevel.hessian(lambda t: OutsideSquare.apply(t).sum(), theta, hvp="forward_over_reverse")  # type: ignore[union-attr]
+
+
+def test_a_product_by_differences_inside_a_transform_is_refused_by_name() -> None:
+    theta, rows = torch.ones(2, dtype=F64), torch.eye(2, dtype=F64)
+    by_choice = bilevel.hessian(lambda t: (t**3).sum(), theta, hvp="finite_difference")
+    with pytest.warns(bilevel.ProductWarning):
+        by_need = bilevel.hessian(lambda t: OnceDifferentiable.apply(t).sum(), theta)  # type: ignore[union-attr]
+    for H in (by_choice, by_need):
+        for call in (
+            lambda H=H: torch.func.vmap(lambda v: H @ v)(rows),
+            lambda H=H: torch.func.grad(lambda v: (H @ v).sum())(rows[0]),
+            lambda H=H: torch.func.jvp(lambda v: H @ v, (rows[0],), (rows[1],)),
+        ):
+            with pytest.raises(bilevel.TransformError, match="a product by finite differences"):
+                call()
+        torch.testing.assert_close(H @ rows, 6 * rows)
