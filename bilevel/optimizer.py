@@ -145,8 +145,9 @@ class BilevelOptimizer:
         Args:
             inner_args: passed to ``inner``, in the steps on theta and in the hypergradient.
             outer_args: passed to ``outer``.
-            inner_batches: arguments of ``inner`` for each of the steps on theta, if they should
-                differ; at least ``inner_steps`` of them, and no more are taken from an iterator.
+            inner_batches: arguments of ``inner``, a tuple or list of them, for each of the steps on
+                theta, if they should differ; at least ``inner_steps`` of these, and no more are
+                taken from an iterator.
 
         Returns:
             The report of the hypergradient, as ``implicit_grad(..., return_info=True)`` gives it.
@@ -206,14 +207,16 @@ class BilevelOptimizer:
         self, inner_args: Sequence[Any], inner_batches: Iterable[Sequence[Any]] | None
     ) -> None:
         batches = None if inner_batches is None else iter(inner_batches)
-        phi = self._phi_layout.tree([leaf.detach() for leaf in self._phi])
+        # They require grad, as in the hypergradient: inner may differentiate in phi by itself.
+        phi = self._phi_layout.tree([leaf.detach().requires_grad_() for leaf in self._phi])
         for index in range(self.inner_steps):
             args = inner_args if batches is None else next(batches, None)
             if args is None:
                 raise InputError(
                     f"inner_batches ended after {index} item(s); inner_steps is {self.inner_steps}."
                 )
-            closure = functools.partial(self._inner_closure, phi, usable(args), index)
+            args = usable(check_args(args, f"inner_batches[{index}]"))
+            closure = functools.partial(self._inner_closure, phi, args, index)
             if _needs_closure(self.inner_optimizer):
                 value = self.inner_optimizer.step(closure)
             else:

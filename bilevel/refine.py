@@ -42,7 +42,8 @@ def refine(
         )
     if tolerance is not None and not 0.0 <= tolerance < math.inf:
         raise InputError(f"tolerance must be a finite number of at least 0, found {tolerance}.")
-    fixed = [leaf.detach() for leaf in phi]
+    # They require grad, as in the hypergradient: inner may differentiate in phi by itself.
+    fixed = [leaf.detach().requires_grad_() for leaf in phi]
     leaves = [leaf.detach().clone() for leaf in theta]
     slope = _gradient(inner, fixed, leaves)[1]
     start = float(torch.linalg.vector_norm(slope))

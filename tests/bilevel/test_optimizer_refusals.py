@@ -207,3 +207,15 @@ def test_a_parameter_used_twice_in_the_functions_is_moved_as_one() -> None:
     loop.step()
     # d (10 t^2 - 18 p t) = 0 has t = 0.9 p; the outer gradient in t is 2.
     assert phi.item() == pytest.approx(1 - 0.1 * 0.9 * 2)
+
+
+@pytest.mark.parametrize(
+    ("batch", "kind"), [(torch.zeros(1, 2), "Tensor"), ({"x": torch.zeros(2)}, "dict")]
+)
+def test_a_batch_that_is_no_tuple_is_refused_before_it_is_used(batch: Any, kind: str) -> None:
+    loop = quadratic(inner_steps=2)
+    with raises(f"inner_batches[0] is a {kind}; wanted a tuple"):
+        loop.step(inner_batches=[batch, batch])
+    assert torch.equal(loop.theta[0], torch.ones(2, dtype=torch.float64))
+    with raises(f"inner_batches[1] is a {kind}; wanted a tuple"):
+        loop.step(inner_batches=[(), batch])

@@ -241,3 +241,41 @@ def test_the_default_tolerance_follows_the_scale_of_the_objective() -> None:
     torch.testing.assert_close(theta, phi)
     near = problem.refine(phi, phi + 1e-9)  # a start that is nearly there is no failure
     torch.testing.assert_close(near, phi)
+
+
+def _stiffness(phi: Tensor, theta: Tensor) -> Tensor:
+    """An objective that differentiates an energy in phi by itself; it is least at 2 - phi."""
+    energy = (phi**2 / 2 + phi * theta).sum()
+    (force,) = torch.autograd.grad(energy, phi, create_graph=True)
+    return ((force - 2) ** 2).sum()
+
+
+@pytest.mark.parametrize("optimizer", [None, lambda leaves: torch.optim.SGD(leaves, lr=0.5)])
+@pytest.mark.parametrize("hvp", ["auto", "reverse", "finite_difference"])
+def test_an_objective_may_differentiate_in_phi_by_itself(optimizer: Any, hvp: Any) -> None:
+    phi = torch.tensor([0.5, -1.0], dtype=torch.float64)
+    problem = bilevel.ImplicitProblem(lambda p, t: (t**2).sum(), _stiffness, hvp=hvp)
+    theta = problem.refine(phi, torch.zeros_like(phi), optimizer=optimizer)
+    torch.testing.assert_close(theta, 2 - phi, rtol=1e-6, atol=0.0)
+    assert not theta.requires_grad
+    assert not phi.requires_grad
+    check = bilevel.check_gradient(problem, phi, theta)
+    assert check.ok, check
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.LBFGS])
+def test_a_loop_may_have_an_objective_that_differentiates_in_phi_by_itself(kind: Any) -> None:
+    phi = torch.tensor([0.5, -1.0], dtype=torch.float64, requires_grad=True)
+    theta = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    loop = bilevel.BilevelOptimizer(
+        bilevel.ImplicitProblem(
+            lambda p, t: (t[0] ** 2).sum(), lambda p, t: _stiffness(p[0], t[0])
+        ),
+        torch.optim.SGD([phi], lr=0.1),
+        kind([theta], lr=0.5),
+    )
+    loop.step()  # to 2 - phi, where the hypergradient is -2 theta
+    moved = torch.tensor([0.5 + 0.1 * 2 * 1.5, -1.0 + 0.1 * 2 * 3.0], dtype=torch.float64)
+    torch.testing.assert_close(phi.detach(), moved, rtol=1e-4, atol=0.0)
+    assert phi.grad is None
+    assert theta.grad is None
