@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -53,8 +54,9 @@ def custom_argmin(
     Returns:
         What makes of ``solve(phi, *args, **options) -> theta_star`` a function of the same
         arguments. ``args`` reach ``inner`` too; keyword options reach your solver alone and are
-        not differentiated, such as a first guess or a number of steps; one that requires grad is
-        refused. Your solver may write to phi, of which it gets a copy, but not to ``args``.
+        not differentiated, such as a first guess or a number of steps. One that requires grad is
+        refused, and so is one named like an argument of ``inner``, which would not get it. Your
+        solver may write to phi, of which it gets a copy, but not to ``args``.
 
     Raises:
         InputError: an option does not fit; when called, what the solver returned is no tree of
@@ -80,7 +82,7 @@ def custom_argmin(
     check_damping(damping)
     options: dict[str, Any] = {"solver": check_options(solver, on_failure), "damping": damping}
     attach = functools.partial(argmin, inner, on_failure=on_failure, **options)
-    return _decorator("custom_argmin(inner)", attach, has_aux)
+    return _decorator("custom_argmin(inner)", inner, attach, has_aux)
 
 
 def custom_root(
@@ -126,7 +128,7 @@ def custom_root(
     check_function(condition, "condition")
     options: dict[str, Any] = {"solver": check_options(solver, on_failure), "symmetric": symmetric}
     attach = functools.partial(root, condition, on_failure=on_failure, **options)
-    return _decorator("custom_root(condition)", attach, has_aux)
+    return _decorator("custom_root(condition)", condition, attach, has_aux)
 
 
 def custom_fixed_point(
@@ -171,10 +173,15 @@ def custom_fixed_point(
     check_function(map, "map")
     solver = check_options(solver, on_failure)
     attach = functools.partial(fixed_point, map, solver=solver, on_failure=on_failure)
-    return _decorator("custom_fixed_point(map)", attach, has_aux)
+    return _decorator("custom_fixed_point(map)", map, attach, has_aux)
 
 
-def _decorator(name: str, attach: Callable[..., Tree], has_aux: bool) -> Decorator:
+def _decorator(
+    name: str, function: Callable[..., Any], attach: Callable[..., Tree], has_aux: bool
+) -> Decorator:
+    defined = name.partition("(")[2].rstrip(")")
+    parameters = _parameters(function)
+
     def decorate(solve: Callable[..., Any]) -> Callable[..., Any]:
         if not callable(solve):
             raise InputError(
@@ -191,6 +198,7 @@ def _decorator(name: str, attach: Callable[..., Tree], has_aux: bool) -> Decorat
         @functools.wraps(solve)
         def attached(phi: Tree, *args: Any, **options: Any) -> Any:
             _refuse_recorded(options)
+            _refuse_meant_for_both(options, parameters, called, defined)
             flatten(phi, "phi")
             x_star, aux = unrecorded(checked, (phi, args, options), called)
             x_star = attach(phi, x_star, args=args)
@@ -211,6 +219,32 @@ def _refuse_recorded(options: dict[str, Any]) -> None:
                 f"{name} is an option and requires grad (or is tracked by a transform), but "
                 "options are not differentiated. Pass it as one of args, which reach the condition "
                 "too, or detach it."
+            )
+
+
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    """The names of a function's arguments after phi and theta, as far as they can be told."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # one that is not written in Python
+        return frozenset()
+    in_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    positional = [one.name for one in parameters if one.kind in in_place]
+    by_name = [one.name for one in parameters if one.kind is inspect.Parameter.KEYWORD_ONLY]
+    return frozenset(positional[2:] + by_name)
+
+
+def _refuse_meant_for_both(
+    options: dict[str, Any], parameters: frozenset[str], called: str, defined: str
+) -> None:
+    """Refuse options that the derivative would take another value of, its default."""
+    for name in options:
+        if name in parameters:
+            raise InputError(
+                f"{name} is given by keyword, which reaches {called} alone, but {defined} has an "
+                f"argument {name} too: the derivative would be taken without the one given. Pass "
+                f"it by position (args reach {called} and {defined}), or give the option of "
+                f"{called} another name."
             )
 
 

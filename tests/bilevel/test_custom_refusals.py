@@ -155,3 +155,40 @@ def test_inference_tensors_are_taken() -> None:
         torch.testing.assert_close(
             torch.autograd.grad(x.sum(), phi)[0], torch.full_like(phi, 0.5).detach()
         )
+
+
+def test_an_option_named_like_an_argument_of_the_condition_is_refused() -> None:
+    phi = torch.ones(2, dtype=F64, requires_grad=True)
+
+    def shrink(p: Tensor, scale: float = 1.0) -> Tensor:
+        return p / (1 + scale)
+
+    def penalized(p: Tensor, t: Tensor, scale: float = 1.0) -> Tensor:
+        return ((t - p) ** 2).sum() + scale * (t**2).sum()
+
+    def slope(p: Tensor, t: Tensor, *, scale: float = 1.0) -> Tensor:
+        return t - p + scale * t
+
+    def step(p: Tensor, t: Tensor, scale: float = 1.0, /) -> Tensor:
+        return t - (t - p + scale * t) / 8
+
+    for decorate, name in (
+        (bilevel.custom_argmin(penalized), "inner"),
+        (bilevel.custom_root(slope), "condition"),
+        (bilevel.custom_fixed_point(step), "map"),
+    ):
+        message = f"scale is given by keyword, which reaches shrink alone, but {name} has"
+        with pytest.raises(bilevel.InputError, match=message):
+            decorate(shrink)(phi, scale=3.0)
+    found = bilevel.custom_argmin(penalized)(shrink)(phi, 3.0)
+    assert torch.autograd.grad(found.sum(), phi)[0].tolist() == pytest.approx([0.25, 0.25])
+
+
+def test_an_option_may_be_named_like_the_solution() -> None:
+    def settle(p: Tensor, theta: Tensor) -> Tensor:
+        return theta + (p - theta)
+
+    solve = bilevel.custom_argmin(lambda p, theta, *args: ((theta - p) ** 2).sum())(settle)
+    phi = torch.ones(2, dtype=F64, requires_grad=True)
+    found = solve(phi, theta=torch.zeros(2, dtype=F64))
+    assert torch.autograd.grad(found.sum(), phi)[0].tolist() == pytest.approx([1.0, 1.0])
