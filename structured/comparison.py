@@ -69,10 +69,12 @@ class Difference:
     Args:
         mean: of the differences in example-F1, above 0 if the method is better.
         margin: half the width of its 95 % interval (Student's t over seeds); None for one seed.
+        seeds: how many there are: those that both methods have.
     """
 
     mean: float
     margin: float | None
+    seeds: int
 
     @property
     def verdict(self) -> str:
@@ -151,11 +153,10 @@ class Comparison:
         if not gaps:
             return None
         if len(gaps) == 1:
-            return Difference(gaps[0], None)
+            return Difference(gaps[0], None, 1)
         quantile = float(stdtrit(len(gaps) - 1, (1 + _CONFIDENCE) / 2))
-        return Difference(
-            statistics.mean(gaps), quantile * statistics.stdev(gaps) / len(gaps) ** 0.5
-        )
+        margin = quantile * statistics.stdev(gaps) / len(gaps) ** 0.5
+        return Difference(statistics.mean(gaps), margin, len(gaps))
 
     def summary(self) -> list[dict[str, Any]]:
         """Return a record per method: means and deviations over seeds, and differences."""
@@ -195,11 +196,10 @@ class Comparison:
                 found = self.difference(method, decoder)
                 if method == self.baseline or found is None:
                     continue
-                count = len(self.scores(method, decoder))
                 spread = (
                     "one seed, which says nothing about the spread"
                     if found.margin is None
-                    else f"± {100 * found.margin:.2f}, 95 % over {count} seeds"
+                    else f"± {100 * found.margin:.2f}, 95 % over {found.seeds} seeds"
                 )
                 lines.append(
                     f"{decoder}: {method} against {self.baseline} {100 * found.mean:+.2f} "
@@ -208,8 +208,26 @@ class Comparison:
         return lines
 
     def notes(self) -> list[str]:
-        """Say of which methods the scored weights are not of the last phase, a line each."""
+        """Say what the table does not, a line each.
+
+        Which methods' means are over other seeds than those of others, and which methods' scored
+        weights are not of the last phase.
+        """
         lines = []
+        by_seeds: dict[tuple[int, ...], list[str]] = {}
+        for method in self.methods:
+            seeds = tuple(sorted(run.seed for run in self.runs if run.method == method))
+            if seeds:
+                by_seeds.setdefault(seeds, []).append(method)
+        if len(by_seeds) > 1:
+            groups = (
+                f"{', '.join(map(str, seeds))} of {', '.join(methods)}"
+                for seeds, methods in by_seeds.items()
+            )
+            lines.append(
+                f"The means are over different seeds ({'; '.join(groups)}); a difference is over "
+                "those that both methods have"
+            )
         for method in self.methods:
             runs = [run for run in self.runs if run.method == method]
             phases = dict.fromkeys(run.earlier_phase for run in runs if run.earlier_phase)

@@ -100,10 +100,10 @@ def test_differences_are_taken_over_the_seeds_that_both_have() -> None:
 
 
 def test_a_method_wins_or_loses_only_if_the_interval_leaves_out_zero() -> None:
-    assert Difference(0.02, 0.01).verdict == "ahead"
-    assert Difference(-0.02, 0.01).verdict == "behind"
-    assert Difference(0.02, 0.03).verdict == "no clear difference"
-    assert Difference(0.02, None).verdict == "no clear difference"
+    assert Difference(0.02, 0.01, 3).verdict == "ahead"
+    assert Difference(-0.02, 0.01, 3).verdict == "behind"
+    assert Difference(0.02, 0.03, 3).verdict == "no clear difference"
+    assert Difference(0.02, None, 1).verdict == "no clear difference"
 
 
 def test_the_verdicts_say_who_is_ahead_whoever_it_is() -> None:
@@ -114,6 +114,21 @@ def test_the_verdicts_say_who_is_ahead_whoever_it_is() -> None:
     (single,) = {text.split(": ", 1)[1] for text in comparison(runs[0], runs[3]).verdicts()}
     assert "one seed" in single
     assert single.endswith("no clear difference")
+
+
+def test_verdicts_count_the_seeds_that_both_methods_have_and_notes_say_which_differ() -> None:
+    runs = [made("base", seed, 0.5 + 0.02 * seed) for seed in range(2)]
+    runs += [made("ours", seed, 0.6 + 0.01 * seed) for seed in range(5)]
+    found = comparison(*runs)
+    line = found.verdicts(["expected F1"])[0]
+    assert "+9.50 (± 6.35, 95 % over 2 seeds)" in line
+    against = found.summary()[1]["expected F1"]["against base"]
+    assert against["seeds"] == 2
+    assert found.notes() == [
+        "The means are over different seeds (0, 1 of base; 0, 1, 2, 3, 4 of ours); a difference "
+        "is over those that both methods have"
+    ]
+    assert comparison(*runs[:4]).notes() == []
 
 
 def test_the_table_names_data_split_sizes_decoders_times_and_the_command() -> None:
@@ -225,7 +240,7 @@ def test_labels_become_folders() -> None:
 def test_weights_of_an_earlier_phase_are_named() -> None:
     first = [replace(made("ours", seed, 0.5), earlier_phase="pretraining") for seed in (0, 1)]
     found = comparison(*first, made("ours", 2, 0.5), made("base", 0, 0.5))
-    (line,) = found.notes()
+    _, line = found.notes()
     assert line.startswith("ours: 2 of 3 seeds kept the weights of an earlier phase (pretraining)")
     assert Comparison.from_dict(json.loads(json.dumps(found.to_dict()))) == found
 
