@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from structured.commands.options import Reading
 from structured.errors import DataError
@@ -137,7 +137,7 @@ def _open_libsvm(paths: Sequence[Path], reading: Reading, name: str | None) -> M
 
     from structured.data import MultiLabelData, Split, read_libsvm
 
-    wanted = {
+    wanted: dict[str, Any] = {
         "n_features": reading.n_features,
         "n_labels": reading.n_labels,
         "features_from": reading.features_from,

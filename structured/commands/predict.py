@@ -35,8 +35,8 @@ def predict(
     file: Annotated[
         Path,
         typer.Argument(
-            help="The rows: an .npz file, or an ARFF or LIBSVM file with or without labels. Labels "
-            "are not looked at.",
+            help="The rows: an .npz, ARFF or LIBSVM file with or without labels, which are not "
+            "looked at.",
             show_default=False,
         ),
     ],
@@ -98,19 +98,22 @@ def _read(file: Path, trained: Trained, features_from: int | None) -> Any:
 
     match file_format(file):
         case "npz":
-            data = read_npz(file)
+            data = read_npz(file, labelled=False)
             return trained.features(data.X, data.feature_names)
         case "arff":
-            table = read_arff(file)
+            table = read_arff(file, without=trained.label_names)
             names = [attribute.name for attribute in table.attributes]
-            kept = [k for k, name in enumerate(names) if name not in set(trained.label_names)]
-            return trained.features(table.values[:, kept], [names[k] for k in kept])
+            return trained.features(table.values, names)
         case "libsvm":
             given = Reading(features_from=features_from)
             reading = trained.reading(str(file), given, labelled=False)
-            return read_libsvm(
-                file, n_features=reading.n_features, features_from=reading.features_from
-            ).X
+            data = read_libsvm(
+                file,
+                n_features=reading.n_features,
+                features_from=reading.features_from,
+                labelled=False,
+            )
+            return trained.features(data.X, ())
     raise DataError("the format is not known from the name; wanted .npz, .arff or .svm", file)
 
 

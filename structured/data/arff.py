@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 from array import array
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import NoReturn
 
@@ -24,6 +24,7 @@ from structured.data.arff_header import (
     read_header,
     short,
     split_cells,
+    unescape,
     unquote,
 )
 from structured.data.textfile import read_lines
@@ -49,13 +50,15 @@ class ArffTable:
     lines: NDArray[np.int64]
 
 
-def read_arff(path: str | os.PathLike[str]) -> ArffTable:
+def read_arff(path: str | os.PathLike[str], *, without: Collection[str] = ()) -> ArffTable:
     r"""Read an ARFF file with numeric and nominal attributes, sparse or dense, plain or gzip.
 
     Nominal attributes must have numbers as categories, or two categories (which become 0 and 1).
 
     Args:
         path: The file.
+        without: The names of attributes to leave out, where there are such; whatever their cells
+            hold, `?` for one, is passed over.
 
     Returns:
         The table; `values` is sparse if the rows are written `{index value, ...}`.
@@ -89,8 +92,14 @@ def read_arff(path: str | os.PathLike[str]) -> ArffTable:
     ]
     if not rows:
         raise DataError("no row after @data; the file is cut or empty", file, len(lines))
-    reader = _Rows(file, attributes)
+    # Names are escaped in some places and not in others.
+    unread = {unescape(name) for name in without}
+    unread = frozenset(each.name for each in attributes if unescape(each.name) in unread)
+    reader = _Rows(file, attributes, unread)
     values = reader.sparse(rows) if rows[0][1][0] == "{" else reader.dense(rows)
+    if unread:
+        kept = [column for column, each in enumerate(attributes) if each.name not in unread]
+        attributes, values = tuple(attributes[column] for column in kept), values[:, kept]
     numbers = np.array([number for number, _ in rows], dtype=np.int64)
     table = ArffTable(file, relation, attributes, values, numbers)
     _check_values(table)
@@ -103,6 +112,7 @@ class _Rows:
 
     file: str
     attributes: tuple[Attribute, ...]
+    unread: frozenset[str]
 
     def dense(self, rows: Sequence[tuple[int, str]]) -> NDArray[np.float64]:
         for number, text in rows:
@@ -147,6 +157,8 @@ class _Rows:
 
     def _check_omitted(self) -> None:
         for attribute in self.attributes:
+            if attribute.name in self.unread:
+                continue
             first, code = next(iter((attribute.codes or {"0": 0.0}).items()))
             if code != 0:
                 raise DataError(
@@ -201,6 +213,8 @@ class _Rows:
             self._fail(number, f"{error}; the row is cut, or the quote needs a backslash")
 
     def _value(self, number: int, attribute: Attribute, cell: str) -> float:
+        if attribute.name in self.unread:
+            return 0.0
         if cell == "?":
             self._fail(number, f"attribute {attribute.name!r} is missing ('?'); fill it in first")
         text = unquote(cell)

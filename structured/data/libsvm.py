@@ -30,6 +30,7 @@ def read_libsvm(
     n_labels: int | None = None,
     features_from: int | None = None,
     labels_from: int | None = None,
+    labelled: bool = True,
     name: str | None = None,
 ) -> MultiLabelData:
     r"""Read a LIBSVM multi-label file, plain or gzip.
@@ -47,6 +48,7 @@ def read_libsvm(
         features_from: 0 or 1, the index of the first feature; by default 0 if index 0 occurs,
             else 1.
         labels_from: 0 or 1, the number of the first label; by default 0 if label 0 occurs, else 1.
+        labelled: False passes over whatever stands in the place of labels: no row has any.
         name: The name of the data set; by default that of the file.
 
     Returns:
@@ -87,7 +89,7 @@ def read_libsvm(
         if raw.lstrip().startswith("#"):
             continue
         text = raw.partition("#")[0].rstrip()
-        row_labels, row_features, row_values = _read_row(file, number, text)
+        row_labels, row_features, row_values = _read_row(file, number, text, labelled)
         labels.append(row_labels)
         features.append(row_features)
         values.extend(row_values)
@@ -149,11 +151,17 @@ class _Ragged:
         return sparse.csr_array((values, columns, bounds), shape=(len(bounds) - 1, width))
 
 
-def _read_row(file: str, number: int, text: str) -> tuple[list[int], list[int], list[float]]:
+def _read_row(
+    file: str, number: int, text: str, labelled: bool
+) -> tuple[list[int], list[int], list[float]]:
     cells = text.split()
     labels: list[str] = []
     if cells and ":" not in cells[0] and not text[0].isspace():
-        labels, cells = cells[0].split(","), cells[1:]
+        first, cells = cells[0], cells[1:]
+        if labelled:
+            labels = first.split(",")
+        else:
+            text = text[len(first) :]
     cells = [cell for cell in cells if not cell.startswith("qid:")]
     try:
         if "_" in text:

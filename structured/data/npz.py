@@ -35,17 +35,20 @@ _OWN_KEYS = {f"{matrix}_{part}" for matrix in "XY" for part in _PARTS} | {
     "meta_json",
 }
 _DENSE = {"X": ("X",), "Y": ("Y", "y")}
+_UNLABELLED = {"X", *(f"X_{part}" for part in _PARTS), "feature_names"}
 _KNOWN = _OWN_KEYS | {"X", "Y", "y"}
 _RESERVED = _KNOWN | {"file", "allow_pickle"}  # numpy.savez takes these two for itself
 
 
-def read_npz(path: str | os.PathLike[str]) -> MultiLabelData:
+def read_npz(path: str | os.PathLike[str], *, labelled: bool = True) -> MultiLabelData:
     """Read a data set in the compact form, or of dense arrays `X [n, d]` and `Y [n, L]` (or `y`).
 
     X and Y are sparse but for an X that was written dense.
 
     Args:
         path: The file.
+        labelled: False reads X and the names of features alone, whatever else there is: then Y is
+            one label that no row has.
 
     Raises:
         DataError: With the file and the array: a cut or damaged file, a pickled object, a missing
@@ -64,8 +67,11 @@ def read_npz(path: str | os.PathLike[str]) -> MultiLabelData:
     arrays = _load(file)
     meta = _meta(arrays.get("meta_json"), file)
     try:
-        X, Y = _matrix(arrays, "X"), _matrix(arrays, "Y")
+        if not labelled:
+            arrays = {key: array for key, array in arrays.items() if key in _UNLABELLED}
+        X = _matrix(arrays, "X")
         (rows, _) = cast(tuple[int, int], X.shape)  # unknown to the types of sparse arrays
+        Y = _matrix(arrays, "Y") if labelled else sparse.csr_array((rows, 1), dtype=np.int8)
         if "label_names" not in arrays and "Y_data" in arrays:
             raise _missing("label_names")
         return MultiLabelData(

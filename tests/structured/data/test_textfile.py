@@ -80,7 +80,7 @@ def test_zeros_after_gzip_data_fill_a_block_and_are_passed_over(tmp_path):
 def test_a_carriage_return_that_ends_no_line_is_refused_with_its_line(tmp_path, text, line):
     path = tmp_path / "a.txt"
     path.write_bytes(text)
-    with pytest.raises(DataError, match="a carriage return .* convert the file") as caught:
+    with pytest.raises(DataError, match=r"a carriage return .* convert the file") as caught:
         read_lines(path)
     assert caught.value.line == line
 
