@@ -11,7 +11,7 @@ from structured.commands import options
 from structured.commands.failures import OneLineGroup, UsageError
 from structured.commands.groups import spread
 from structured.commands.inputs import open_data, open_files
-from structured.commands.output import print_json, print_table, say
+from structured.commands.output import check_output, print_json, print_table, say
 
 if TYPE_CHECKING:
     from structured.data import MultiLabelData
@@ -105,6 +105,7 @@ def convert(
         str | None,
         typer.Option(help="The name of the data set.", show_default="that of the file"),
     ] = None,
+    force: options.Force = False,
     *,
     reading: options.Reading,
     as_json: options.Json = False,
@@ -114,6 +115,7 @@ def convert(
 
     if output.suffix != ".npz":
         raise UsageError(f"--output is {output}; its name must end in .npz")
+    check_output(output, force=force)
     data = open_files(files, reading, name=name)
     write_npz(data, output)
     if as_json:

@@ -9,8 +9,9 @@ from typing import Annotated
 import typer
 
 from structured.commands import options
+from structured.commands.failures import UsageError
 from structured.commands.groups import spread
-from structured.commands.inputs import open_data
+from structured.commands.inputs import given_options, open_data
 from structured.commands.output import print_json, print_table
 
 
@@ -43,6 +44,12 @@ def evaluate(
     from structured.evaluation import JOINT, score, score_sets, with_joint
     from structured.evaluation import evaluate as evaluate_parts
 
+    ignored = list(given_options(reading).values())
+    if data is None and ignored:
+        raise UsageError(
+            f"{ignored[0]} goes with --data FILE; the data of a run are read as they were for its "
+            "training, so leave it out"
+        )
     trained = load_trained(run)
     if data is None:
         _, validation, test = trained.source.parts(download=download)

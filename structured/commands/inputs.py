@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from structured.commands.failures import UsageError
 from structured.commands.options import Reading
 from structured.errors import DataError
 
@@ -29,6 +31,16 @@ MADE_SPLIT = "stratified3"
 """The split that a data set without any of its own gets: 60, 20 and 20 percent, stratified."""
 
 
+_GOES_WITH = {
+    "labels": ("arff", "ARFF"),
+    "n_features": ("libsvm", "LIBSVM"),
+    "n_labels": ("libsvm", "LIBSVM"),
+    "features_from": ("libsvm", "LIBSVM"),
+    "labels_from": ("libsvm", "LIBSVM"),
+}
+"""Each field of `Reading` -> the format whose files it says something about."""
+
+
 def file_format(path: Path) -> str | None:
     """Return "npz", "arff" or "libsvm" by the file's name, None if it says nothing.
 
@@ -46,6 +58,32 @@ def is_file(source: str) -> bool:
     return file_format(path) is not None or path.is_file()
 
 
+def given_options(reading: Reading) -> dict[str, str]:
+    """Return the fields that say something -> the options that users know them by.
+
+    Example:
+        >>> given_options(Reading(n_features=7))
+        {'n_features': '--n-features'}
+    """
+    return {
+        field: f"--{field.replace('_', '-')}"
+        for field, value in vars(reading).items()
+        if value is not None
+    }
+
+
+def check_reading(source: str, reading: Reading) -> None:
+    """Refuse what would be ignored: options for files of another format than the source has.
+
+    Raises:
+        UsageError: There is such an option.
+    """
+    for field, option in given_options(reading).items():
+        wanted, name = _GOES_WITH[field]
+        if file_format(Path(source)) != wanted:
+            raise UsageError(f"{option} goes with {name} files, and {source} is none; leave it out")
+
+
 def open_data(
     source: str, reading: Reading, *, download: bool = True, progress: bool = True
 ) -> MultiLabelData:
@@ -59,6 +97,7 @@ def open_data(
 
     Raises:
         DataError: There is no such set or file, or the file cannot be used.
+        UsageError: Something is said of files of another format.
     """
     from structured.data import load
 
@@ -70,6 +109,7 @@ def open_data(
             f"no file {source}, and no data set has such a name; give a file that ends in "
             f"{', '.join(FORMATS)}, or a name that `structured data` lists"
         )
+    check_reading(source, reading)
     return load(source, download=download, progress=progress)
 
 
@@ -85,6 +125,7 @@ def open_files(
 
     Raises:
         DataError: A file is missing, cannot be used, or has another format than the first.
+        UsageError: Something is said of files of another format.
     """
     if len(paths) not in PARTS:
         raise DataError(f"found {len(paths)} files; wanted one, train and test, or all three parts")
@@ -98,6 +139,7 @@ def open_files(
             "same for all files",
             paths[0],
         )
+    check_reading(str(paths[0]), reading)
     match formats.pop():
         case "arff":
             return _open_arff(paths, reading, name)
@@ -107,7 +149,8 @@ def open_files(
         raise DataError("an .npz file holds all parts of its data set; give one file", paths[1])
     from structured.data import read_npz
 
-    return read_npz(paths[0])
+    data = read_npz(paths[0])
+    return data if name is None else replace(data, name=name)
 
 
 def _open_arff(paths: Sequence[Path], reading: Reading, name: str | None) -> MultiLabelData:

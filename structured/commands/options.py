@@ -34,6 +34,9 @@ def _setting(name: str, *flags: str, part: str = "training", **about: Any) -> An
 Json: TypeAlias = Annotated[
     bool, typer.Option("--json", help="Print the result as JSON on the standard output.")
 ]
+Force: TypeAlias = Annotated[
+    bool, typer.Option("--force", help="Replace the file of --output if it is there.")
+]
 Seed: TypeAlias = Annotated[
     int,
     _training(

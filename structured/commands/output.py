@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from structured.commands.failures import UsageError
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -38,6 +41,27 @@ def print_rich(*parts: RenderableType, least: int = 0) -> None:
     console.width = max(console.width, least)
     for part in parts:
         console.print(part)
+
+
+def check_output(path: Path, *, force: bool) -> None:
+    """Check, before any work, that a file may be written.
+
+    Args:
+        path: Of the file.
+        force: Whether one that is there may be replaced.
+
+    Raises:
+        FileNotFoundError: Its folder is not there.
+        UsageError: It is there.
+    """
+    from structured._atomic import check_folder
+
+    check_folder(path)
+    if path.is_file() and not force:
+        raise UsageError(
+            f"{path} is there already; add --force to replace it, or name another file with "
+            "--output"
+        )
 
 
 def say(text: str) -> None:

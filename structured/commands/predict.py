@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from structured.commands import options
-from structured.commands.inputs import file_format
+from structured.commands.inputs import check_reading, file_format
 from structured.commands.options import Reading
-from structured.commands.output import say
+from structured.commands.output import check_output, say
 from structured.errors import DataError
 
 if TYPE_CHECKING:
@@ -63,20 +63,22 @@ def predict(
             "--json", help="A line of JSON per row: its labels, and every label's probability."
         ),
     ] = False,
+    force: options.Force = False,
     features_from: options.FeaturesFrom = None,
 ) -> None:
     """Predict the labels of new rows: a line per row, its labels separated by tabs.
 
     Columns are found by their names, where the model and the file have names.
     """
-    from structured._atomic import check_folder, write_atomically
+    from structured._atomic import write_atomically
     from structured.commands.trained import SHORT_NAMES, load_trained
 
     if output is not None:
-        check_folder(output)
+        check_output(output, force=force)
     trained = load_trained(run)
     if not file.is_file():
         raise DataError(_absent(file, run), file)
+    check_reading(str(file), Reading(features_from=features_from))
     X = _read(file, trained, features_from)
     probabilities = trained.predict(X)
     if decoder is DecoderName.joint:

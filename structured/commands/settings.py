@@ -136,7 +136,12 @@ def prepare(
     from structured.models import ModelConfig
     from structured.train_config import TrainConfig
 
-    name = inputs.data
+    name, fraction = inputs.data, inputs.validation_fraction
+    if not 0 < fraction < 1:
+        raise UsageError(
+            f"--validation-fraction must be between 0 and 1; found {fraction:g}, wanted a share "
+            "such as 0.2"
+        )
     threads = _chosen("machine", settings, name)["threads"]
     if threads is not None:
         torch.set_num_threads(threads)
@@ -146,7 +151,6 @@ def prepare(
         config.torch_device()
     data = open_data(name, reading, download=inputs.download)
     data, split = with_usable_split(data, inputs.split)
-    fraction = inputs.validation_fraction
     parts = train_validation_test(data, split, fraction=fraction)
     source = Source(
         # The command that opens them again may run elsewhere.
