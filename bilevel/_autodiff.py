@@ -97,7 +97,7 @@ def gradient(
             "tensors it is handed (torch.func.functional_call(module, theta, x)), without "
             "torch.no_grad or .detach() on the way."
         )
-    if not create_graph or not _custom_functions(value):
+    if not create_graph or not custom_functions(value):
         return torch.autograd.grad(value, leaves, create_graph=create_graph, allow_unused=True)
     ones = torch.ones_like(value)
     # Inside a transform no tensor can be asked to require grad; it can be made from one that does.
@@ -118,7 +118,7 @@ def pulled_back(
         RuntimeError: a custom function is not differentiable twice.
     """
     cut: list[str] = []
-    hooks = [node.register_hook(_cut_finder(node, cut)) for node in _custom_functions(output)]
+    hooks = [node.register_hook(_cut_finder(node, cut)) for node in custom_functions(output)]
     try:
         found = torch.autograd.grad(output, leaves, cotangent, create_graph=True, allow_unused=True)
     finally:
@@ -207,7 +207,7 @@ def leaves_of_graph(value: Tensor) -> list[Tensor]:
     return [node.variable for node in _nodes(value) if hasattr(node, "variable")]
 
 
-def _custom_functions(value: Tensor) -> list[Any]:
+def custom_functions(value: Tensor) -> list[Any]:
     kind = torch.autograd.function.BackwardCFunction
     return [node for node in _nodes(value) if isinstance(node, kind)]
 

@@ -15,7 +15,7 @@ from bilevel._checks import check_args, check_function, check_scalar, refuse_unu
 from bilevel._closures import Constant, behind, has_tangent
 from bilevel._guard import Guard
 from bilevel._implicit_function import Attach, Condition
-from bilevel._point import usable
+from bilevel._point import refuse_twice, usable
 from bilevel._tree import Layout, Tree, check_same_kind, flatten, refuse_sparse
 from bilevel.errors import InputError, TransformError
 from bilevel.linear import OnFailure, check_options
@@ -201,6 +201,7 @@ def _attach(
             "known to be. Use GMRES or BiCGStab, or root(..., symmetric=True) where it is."
         )
     x_leaves, layout = flatten(x_star, names[1])
+    refuse_twice(x_star, names[1])
     given = _Parameters.of(phi, args)
     check_same_kind(layout, names[1], given.phi, "phi")
     guard = Guard([function], args, layout.device)

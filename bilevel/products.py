@@ -343,7 +343,7 @@ def _first_order(
     """The value, its gradient in theta, theta leaves not used, and for phi's whether they are."""
     with torch.enable_grad():
         value = objective(phi, theta)
-    if forward and _autodiff._custom_functions(value):
+    if forward and _autodiff.custom_functions(value):
         _refuse_cut(objective, phi, theta)
     reached = {id(leaf) for leaf in leaves_of_graph(value)}
     found = gradient(value, theta, objective.name)
@@ -359,7 +359,7 @@ def _refuse_cut(objective: Objective, phi: Sequence[Tensor], theta: Sequence[Ten
     """
     with torch.enable_grad(), uncompiled():  # compiled code is a custom function too
         value = objective(phi, theta)
-        if _autodiff._custom_functions(value):
+        if _autodiff.custom_functions(value):
             gradient(value, theta, objective.name, create_graph=True)
 
 

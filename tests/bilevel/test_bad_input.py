@@ -324,3 +324,9 @@ def test_an_automatic_step_is_refused_where_symmetry_is_not_known() -> None:
     solved = bilevel.fixed_point(lambda p, x: x / 2 + p, phi, THETA, solver=bilevel.Neumann())
     with raises('Neumann(step="auto")'):
         torch.autograd.grad(solved.sum(), phi)
+
+
+@pytest.mark.parametrize("attach", [bilevel.argmin, bilevel.root, bilevel.fixed_point])
+def test_a_solution_that_holds_one_tensor_twice_is_refused(attach: Callable[..., Any]) -> None:
+    with raises("_star[1] is the very tensor of"):
+        attach(never, PHI, [THETA, THETA])
