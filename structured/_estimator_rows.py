@@ -127,6 +127,16 @@ def column_names(table: Any) -> NDArray[Any] | None:
     return np.array([str(name) for name in names], dtype=object)
 
 
+def values_of_labels(count: int) -> NDArray[np.int64]:
+    """Return the values that each label can take, as an estimator's ``classes_``, ``[L, 2]``.
+
+    Example:
+        >>> values_of_labels(3).tolist()
+        [[0, 1], [0, 1], [0, 1]]
+    """
+    return np.tile(np.array([0, 1], dtype=np.int64), (count, 1))
+
+
 def _checked(estimator: BaseEstimator, X: Any, y: Any, **options: Any) -> Any:
     check_no_sets(y)
     X, y = validate_data(estimator, X, y, accept_sparse="csr", multi_output=True, **options)

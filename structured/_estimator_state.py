@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from structured._estimator_rows import values_of_labels
 from structured._estimator_settings import parameters_of
 from structured.methods import from_dict, to_dict
 from structured.models import Models
@@ -72,7 +73,7 @@ def restore(cls: type[C], described: dict[str, Any], models: Models) -> C:
     found.label_names_ = None if names is None else np.array(names, dtype=object)
     found.center_ = None if center is None else np.array(center)
     found.decoder_ = decoder_from_dict(fitted["decoder"])
-    found.classes_ = np.arange(fitted["labels"])
+    found.classes_ = values_of_labels(fitted["labels"])
     found.n_features_in_ = fitted["features"]
     if fitted["feature_names"]:
         found.feature_names_in_ = np.array(fitted["feature_names"], dtype=object)

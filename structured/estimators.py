@@ -25,6 +25,7 @@ from structured._estimator_rows import (
     prediction_rows,
     training_rows,
     validation_rows,
+    values_of_labels,
 )
 from structured._estimator_settings import model_config, parameters_of, train_config
 from structured._estimator_state import describe, restore
@@ -93,7 +94,9 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
     predictions nor what `save` writes.
 
     Attributes:
-        classes_: the labels, ``0 ... L-1``, ``[L]``.
+        classes_: the values of each label, a row ``[0, 1]`` for each, ``[L, 2]``. So scorers of
+            scikit-learn see a target of many labels for any L, as with `MultiOutputClassifier`;
+            numbers of labels would look like two classes where L is 2.
         label_names_: their names ``[L]``, where y was a data frame; else None.
         models_: `structured.models.Models`, trained; the energy can be studied here.
         method_: the method that trained them, and predicts.
@@ -249,7 +252,7 @@ class MultiLabelClassifier(ClassifierMixin, BaseEstimator):
             model=model_config(params),
             progress=bool(self.verbose),
         )
-        self.classes_ = np.arange(training.n_labels)
+        self.classes_ = values_of_labels(training.n_labels)
         self.label_names_ = names
         self.models_ = result.models
         self.method_ = method

@@ -13,7 +13,13 @@ from scipy import sparse
 from sklearn.base import clone
 from sklearn.datasets import make_multilabel_classification
 from sklearn.feature_extraction.text import TfidfVectorizer
-from sklearn.metrics import f1_score
+from sklearn.metrics import (
+    average_precision_score,
+    f1_score,
+    get_scorer,
+    log_loss,
+    roc_auc_score,
+)
 from sklearn.model_selection import GridSearchCV, cross_val_predict, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -97,6 +103,32 @@ def test_the_checks_of_scikit_learn_pass_but_for_those_of_single_outputs(method:
 def test_checks_whose_classes_are_no_indicators_pass_once_they_are(name: str) -> None:
     check = getattr(estimator_checks, name)
     check("MultiLabelClassifier", OfTwoClasses(**{**SMALL, "decoder": "threshold"}))
+
+
+@pytest.mark.parametrize("labels", [1, 2, 3])
+def test_scorers_of_probabilities_see_labels_however_few_there_are(labels: int) -> None:
+    found, gold = small(epochs=1).fit(X, Y[:, :labels]), Y[:, :labels]
+    probabilities = found.predict_proba(X)
+    assert found.classes_.tolist() == [[0, 1]] * labels
+    expected = {
+        "roc_auc": roc_auc_score(gold, probabilities),
+        "average_precision": average_precision_score(gold, probabilities),
+    }
+    for scoring, value in expected.items():
+        assert get_scorer(scoring)(found, X, gold) == pytest.approx(value), scoring
+    predicted = cross_val_predict(small(epochs=1), X, gold, cv=2, method="predict_proba")
+    assert np.asarray(predicted).shape == gold.shape
+    scores = cross_val_score(small(epochs=1), X, gold, cv=2, scoring="roc_auc")
+    assert np.isfinite(scores).all()
+
+
+# scikit-learn warns wherever several labels are independent.
+@pytest.mark.filterwarnings("ignore:The y_p.* values do not sum to one")
+@pytest.mark.parametrize("labels", [1, 2, 3])
+def test_the_log_loss_that_a_scorer_gives_is_that_of_the_probabilities(labels: int) -> None:
+    found, gold = small(epochs=1).fit(X, Y[:, :labels]), Y[:, :labels]
+    value = get_scorer("neg_log_loss")(found, X, gold)
+    assert value == pytest.approx(-log_loss(gold, found.predict_proba(X)))
 
 
 def test_the_defaults_are_those_of_the_configurations_they_stand_for() -> None:
