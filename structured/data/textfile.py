@@ -65,7 +65,7 @@ def _gunzip(raw: bytes, path: str | os.PathLike[str]) -> bytes:
         if not raw.startswith(_GZIP_MAGIC):
             line = text.count(b"\n") + 1
             raise DataError(
-                f"the gzip data of the lines before are followed by other data (bytes: {len(raw)}); "
+                f"the gzip data of the lines before are followed by other data, bytes: {len(raw)}; "
                 "fetch the file again",
                 path,
                 line,
