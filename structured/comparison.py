@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from scipy.special import stdtrit
@@ -85,6 +85,34 @@ class Difference:
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What earlier calls left in a folder that the last one did not ask for: it is in no table.
+
+    Args:
+        methods: label -> the method, as plain values, of labels that the comparison does not have.
+        runs: of these, or of other seeds.
+        search: trials of these, or of higher numbers.
+    """
+
+    methods: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    runs: tuple[ComparedRun, ...] = ()
+    search: tuple[Trial, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON values; `from_dict` undoes it."""
+        return asdict(self) | {"runs": tuple(run.to_dict() for run in self.runs)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Kept:
+        """Return what `to_dict` was called on."""
+        return cls(
+            values.get("methods", {}),
+            tuple(ComparedRun.from_dict(run) for run in values.get("runs", ())),
+            tuple(Trial.from_dict(trial) for trial in values.get("search", ())),
+        )
+
+
+@dataclass(frozen=True)
 class Comparison:
     """What was compared and how it went.
 
@@ -104,6 +132,7 @@ class Comparison:
         search: the trials that are done.
         control: the label of the method that learned from shuffled labels; "" if there is none.
         failed: a line for each run whose training diverged.
+        kept: what else is in the folder.
     """
 
     data: str
@@ -120,6 +149,7 @@ class Comparison:
     search: tuple[Trial, ...] = ()
     control: str = ""
     failed: tuple[str, ...] = ()
+    kept: Kept = field(default_factory=Kept)
 
     @property
     def baseline(self) -> str:
@@ -210,10 +240,13 @@ class Comparison:
     def notes(self) -> list[str]:
         """Say what the table does not, a line each.
 
-        Which methods' means are over other seeds than those of others, and which methods' scored
-        weights are not of the last phase.
+        Which runs in the folder are not in it, which methods' means are over other seeds than those
+        of others, and which methods' scored weights are not of the last phase.
         """
         lines = []
+        if self.kept.runs:
+            runs = ", ".join(f"{run.method} seed {run.seed}" for run in self.kept.runs)
+            lines.append(f"Not asked for, and so kept but not in the table: {runs}")
         by_seeds: dict[tuple[int, ...], list[str]] = {}
         for method in self.methods:
             seeds = tuple(sorted(run.seed for run in self.runs if run.method == method))
@@ -308,7 +341,7 @@ class Comparison:
         """Return plain JSON values, with the summary; `from_dict` undoes it."""
         runs = tuple(run.to_dict() for run in self.runs)
         derived = {"summary": self.summary(), "verdicts": self.verdicts()}
-        return asdict(self) | {"runs": runs} | derived
+        return asdict(self) | {"runs": runs, "kept": self.kept.to_dict()} | derived
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Comparison:
@@ -321,6 +354,7 @@ class Comparison:
                 "runs": tuple(ComparedRun.from_dict(run) for run in values["runs"]),
                 "search": tuple(Trial.from_dict(trial) for trial in values.get("search", ())),
                 "failed": tuple(values.get("failed", ())),
+                "kept": Kept.from_dict(values.get("kept", {})),
             }
         )
 

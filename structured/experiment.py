@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import platform
@@ -20,11 +19,12 @@ from structured._atomic import write_json
 from structured.comparison import ComparedRun, Comparison
 from structured.control import CONTROL
 from structured.data.multilabel import MultiLabelData
+from structured.earlier import COMPARISON, read_earlier, trials_of, with_kept
 from structured.errors import CheckpointError
 from structured.methods import Method, to_dict
 from structured.models import ModelConfig
 from structured.progress import RunsBar
-from structured.search import Trial, candidates
+from structured.search import Trial, best_trial, candidates
 from structured.single_run import (
     EVALUATION,
     Failure,
@@ -39,9 +39,6 @@ from structured.train_config import TrainConfig
 from structured.workers import Workers
 
 __all__ = ["COMPARISON", "EVALUATION", "compare", "folder_name", "score_run"]
-
-COMPARISON = "comparison.json"
-"""The file of the results, in the folder of the comparison."""
 
 OnRun: TypeAlias = Callable[[ComparedRun, Path], None]
 OnTrial: TypeAlias = Callable[[Trial], None]
@@ -98,6 +95,7 @@ def compare(
         folder: for one folder per run and for `COMPARISON`, written anew after every run; None
             keeps nothing.
         resume: go on in `folder`: finished runs are not repeated, others resume where they were.
+            What the folder has of other labels, seeds and trials stays, as `Comparison.kept`.
         jobs: trainings at once, each in a process of its own; 1 (default) trains in this one. A
             script that takes more needs the usual ``if __name__ == "__main__":``.
         threads: of PyTorch in each such process.
@@ -158,13 +156,17 @@ def compare(
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="structured-"))
         place = Path(folder)
         _claim(place, resume)
+        # Killed before its first run was done, a comparison has left no record.
+        earlier = (read_earlier(place) or found) if resume else None
+        if earlier is not None:
+            found = with_kept(found, earlier)
         shared = Shared(training, validation, test, config, model, progress)
         tried = {label: candidates(method, trials, seeds[0]) for label, method in rows.items()}
         total = len(rows) * len(seeds) + (trials > 1) * sum(map(len, tried.values()))
         execute = _execution(stack, shared, total, jobs=jobs, threads=threads, progress=progress)
         chosen: Mapping[str, Method] = rows
         if trials > 1:
-            found, chosen = _search(found, tried, shared, place, names, resume, execute, on_trial)
+            found, chosen = _search(found, earlier, tried, shared, place, names, execute, on_trial)
         return _train_all(found, chosen, place, names, resume, execute, on_run)
 
 
@@ -180,11 +182,11 @@ def folder_name(label: str) -> str:
 
 def _search(
     found: Comparison,
+    earlier: Comparison | None,
     tried: Mapping[str, Sequence[Method]],
     shared: Shared,
     place: Path,
     names: Mapping[str, str],
-    resume: bool,
     execute: _Execute,
     on_trial: OnTrial | None,
 ) -> tuple[Comparison, dict[str, Method]]:
@@ -195,7 +197,7 @@ def _search(
             method,
             found.seeds[0],
             _trial_folder(place, names[label], number),
-            resume=resume,
+            resume=earlier is not None,
             control=label == found.control,
             trial=number,
         )
@@ -204,7 +206,7 @@ def _search(
         for label, methods in tried.items()
         for method in methods[number : number + 1]
     ]
-    records = _recorded(found, plan, shared, place) if resume else {}
+    records = {} if earlier is None else _recorded(found, earlier, plan, shared)
     runs = [run for run in plan if (run.label, run.trial) not in records]
     order = [(label, number) for label in tried for number in range(found.trials)]
     found = replace(found, search=tuple(records[key] for key in order if key in records))
@@ -277,23 +279,17 @@ def _trial_folder(place: Path, name: str, number: int) -> Path:
 
 
 def _recorded(
-    found: Comparison, plan: Sequence[Run], shared: Shared, place: Path
+    found: Comparison, earlier: Comparison, plan: Sequence[Run], shared: Shared
 ) -> dict[tuple[str, int], Trial]:
     """The trials of a plan that an earlier part of the same search has finished.
 
     Raises:
         CheckpointError: if a trial of that label and number was of another method or other rows.
     """
-    try:
-        earlier = Comparison.from_dict(json.loads((place / COMPARISON).read_bytes()))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{place / COMPARISON}: is cut short or damaged ({error})") from error
     # Of the settings epochs alone may change in a folder: its trials then go on.
     if earlier.training.get("epochs") != found.training["epochs"]:
         return {}
-    trials = {(trial.label, trial.number): trial for trial in earlier.search}
+    trials = trials_of(earlier)
     records: dict[tuple[str, int], Trial] = {}
     for run in plan:
         trial = trials.get((run.label, run.trial or 0))
@@ -301,7 +297,9 @@ def _recorded(
             continue
         # The best one may have become the run of its seed.
         seed = run.folder.parents[1] / f"seed{run.seed}"
-        folders = [run.folder, seed] if trial == earlier.chosen(run.label) else [run.folder]
+        rivals = [each for each in trials.values() if each.label == run.label]
+        best = best_trial(rivals, earlier.training["monitor"])
+        folders = [run.folder, seed] if trial == best else [run.folder]
         if is_kept(shared, run, folders):
             records[run.label, trial.number] = trial
     return records

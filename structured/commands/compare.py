@@ -114,6 +114,7 @@ def compare(
     from structured.commands.pictures import COMPARISON as PICTURE
     from structured.commands.pictures import FEW, draw_run, pictured
     from structured.commands.settings import claim, prepare
+    from structured.earlier import with_known_labels
     from structured.evaluation import JOINT
     from structured.experiment import COMPARISON, folder_name
     from structured.experiment import compare as run
@@ -127,6 +128,8 @@ def compare(
     candidates = trials or setting("comparison", "trials", inputs.data)
     folder = output or Path("runs", folder_name(f"compare-{training.name}"))
     claim(folder, resume, COMPARISON)
+    if resume:
+        chosen = with_known_labels(chosen, folder)
     searched = f", after a search of {candidates} trials each" if candidates > 1 else ""
     say(
         f"{', '.join(chosen)} with {count} seeds each on {training}{searched}; the runs are in "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -312,76 +311,6 @@ def test_a_search_that_was_begun_with_other_settings_is_begun_anew(tmp_path: Pat
     )
     assert again == [0, 1, 2]
     assert numbers(found) == numbers(run(methods, trials=3, config=longer))
-
-
-def cut_in_the_search(folder: Path, **options: Any) -> None:
-    """A search of the implicit method, interrupted after two trials."""
-
-    def stop(trial: Trial) -> None:
-        if trial.number == 1:
-            raise KeyboardInterrupt
-
-    methods = {"mine": METHODS["implicit"]}
-    with pytest.raises(KeyboardInterrupt):
-        run(methods, trials=3, folder=folder, on_trial=stop, **options)
-
-
-def test_trials_of_another_method_are_not_taken_over_however_alike_what_is_searched(
-    tmp_path: Path,
-) -> None:
-    cut_in_the_search(tmp_path)
-    other = {"mine": Implicit(pretrain_epochs=1, inner_steps=2)}
-    message = "^mine, seed 0, trial 0: .*another method: inner_steps is 1, now 2; .*another label"
-    with pytest.raises(CheckpointError, match=message):
-        run(other, trials=3, folder=tmp_path, resume=True)
-
-
-@pytest.mark.parametrize("control", [False, True])
-def test_trials_on_other_rows_are_not_taken_over_however_alike_their_numbers(
-    tmp_path: Path, control: bool
-) -> None:
-    cut_in_the_search(tmp_path, control=control)
-    training, validation, test = PARTS
-    reversed_ = MultiLabelData(
-        np.asarray(training.X)[::-1],
-        training.Y.toarray()[::-1],
-        training.label_names,
-        name=training.name,
-        meta=training.meta,
-    )
-    with pytest.raises(CheckpointError, match=r"trial 0: .*data set: training\.sha256 is"):
-        compare(
-            {"mine": METHODS["implicit"]},
-            reversed_,
-            validation,
-            test,
-            trials=3,
-            seeds=(0, 1),
-            config=CONFIG,
-            model=MODEL,
-            control=control,
-            folder=tmp_path,
-            resume=True,
-        )
-
-
-def test_a_trial_whose_folder_is_gone_is_trained_again(tmp_path: Path) -> None:
-    methods = {"baseline": CrossEntropy()}
-    found = run(methods, trials=3, folder=tmp_path)
-    best = found.chosen("baseline")
-    assert best is not None
-    gone = next(number for number in range(3) if number != best.number)
-    shutil.rmtree(tmp_path / f"baseline/search/trial{gone}")
-    again: list[int] = []
-    resumed = run(
-        methods,
-        trials=3,
-        folder=tmp_path,
-        resume=True,
-        on_trial=lambda trial: again.append(trial.number),
-    )
-    assert again == [gone]
-    assert numbers(resumed) == numbers(found)
 
 
 @pytest.mark.parametrize(

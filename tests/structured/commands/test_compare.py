@@ -56,6 +56,25 @@ def test_compare_prints_a_table_and_verdicts_and_writes_pictures(
     assert ok("evaluate", folder / "implicit-margin/seed1").exit_code == 0
 
 
+def test_resuming_with_fewer_methods_finds_their_runs_and_keeps_those_of_others(
+    file: Path, tmp_path: Path
+) -> None:
+    common = ("compare", "-d", file, "-e", 1, "--seeds", 1, "--jobs", 1, *TINY, "--no-plots")
+    both = ("-m", "cross_entropy", "-m", "cross_entropy: lr=0.1")
+    before = json.loads(ok(*common, *both, "--json").stdout)
+    result = ok(*common, "-m", "cross_entropy:lr=0.1", "--resume")
+    note = "Not asked for, and so kept but not in the table: cross_entropy seed 0"
+    assert note in result.stdout.splitlines()
+    folder = tmp_path / "runs/compare-coast"
+    after = json.loads((folder / "comparison.json").read_text())
+    assert after["runs"] == before["runs"][1:]
+    assert after["kept"]["runs"] == before["runs"][:1]
+    assert {path.name for path in folder.iterdir() if path.is_dir()} == {
+        "cross_entropy",
+        "cross_entropy-lr-0.1",
+    }
+
+
 @pytest.mark.parametrize("kept", [list, tuple])
 def test_the_command_is_noted_as_it_was_given_however_typer_keeps_what_is_repeated(
     kept: type,
