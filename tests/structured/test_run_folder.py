@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from structured.errors import CheckpointError
-from structured.run_folder import RunFolder, read_description
+from structured.run_folder import LOCK, STEPS, RunFolder, read_description
+from tests.structured.runs import QUICK, run
 
 DESCRIPTION = {"method": {"lr": 0.1}, "model": {}, "data": {"rows": 3}, "training": {"epochs": 2}}
 
@@ -69,3 +72,24 @@ def test_a_damaged_description_is_named(tmp_path: Path) -> None:
         (tmp_path / "run.json").write_text(text)
         with pytest.raises(CheckpointError, match=r"run\.json: is .*damaged"):
             read_description(tmp_path)
+
+
+def test_every_file_of_a_run_is_renamed_into_its_place_but_the_one_that_grows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    renamed: dict[str, bytes] = {}
+    replace_file = os.replace
+
+    def note(source: Path, target: Path) -> None:
+        replace_file(source, target)
+        renamed[target.name] = target.read_bytes()
+
+    monkeypatch.setattr("structured._atomic.os.replace", note)
+    run(config=replace(QUICK, log_steps=True, checkpoint_seconds=0.0), run_dir=tmp_path)
+    left = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert left.pop(LOCK) == b""
+    grown = left.pop(STEPS)
+    first = renamed.pop(STEPS)
+    assert grown.startswith(first)
+    assert len(grown) > len(first)
+    assert left == renamed
