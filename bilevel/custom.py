@@ -82,7 +82,7 @@ def custom_argmin(
     check_damping(damping)
     options: dict[str, Any] = {"solver": check_options(solver, on_failure), "damping": damping}
     attach = functools.partial(argmin, inner, on_failure=on_failure, **options)
-    return _decorator("custom_argmin(inner)", inner, attach, has_aux)
+    return _decorator("custom_argmin", "inner", inner, attach, has_aux)
 
 
 def custom_root(
@@ -128,7 +128,7 @@ def custom_root(
     check_function(condition, "condition")
     options: dict[str, Any] = {"solver": check_options(solver, on_failure), "symmetric": symmetric}
     attach = functools.partial(root, condition, on_failure=on_failure, **options)
-    return _decorator("custom_root(condition)", condition, attach, has_aux)
+    return _decorator("custom_root", "condition", condition, attach, has_aux)
 
 
 def custom_fixed_point(
@@ -173,20 +173,24 @@ def custom_fixed_point(
     check_function(map, "map")
     solver = check_options(solver, on_failure)
     attach = functools.partial(fixed_point, map, solver=solver, on_failure=on_failure)
-    return _decorator("custom_fixed_point(map)", map, attach, has_aux)
+    return _decorator("custom_fixed_point", "map", map, attach, has_aux)
 
 
 def _decorator(
-    name: str, function: Callable[..., Any], attach: Callable[..., Tree], has_aux: bool
+    name: str,
+    argument: str,
+    function: Callable[..., Any],
+    attach: Callable[..., Tree],
+    has_aux: bool,
 ) -> Decorator:
-    defined = name.partition("(")[2].rstrip(")")
     parameters = _parameters(function)
 
     def decorate(solve: Callable[..., Any]) -> Callable[..., Any]:
         if not callable(solve):
             raise InputError(
-                f"@{name} decorates a solver, solve(phi, *args, **options), but was given "
-                f"{type(solve).__name__}. The decorator takes its function first: @{name}."
+                f"@{name}({argument}) decorates a solver, solve(phi, *args, **options), but was "
+                f"given {type(solve).__name__}. The decorator takes its function first: "
+                f"@{name}({argument})."
             )
         called = getattr(solve, "__name__", type(solve).__name__)
 
@@ -198,7 +202,7 @@ def _decorator(
         @functools.wraps(solve)
         def attached(phi: Tree, *args: Any, **options: Any) -> Any:
             _refuse_recorded(options)
-            _refuse_meant_for_both(options, parameters, called, defined)
+            _refuse_meant_for_both(options, parameters, called, argument)
             flatten(phi, "phi")
             x_star, aux = unrecorded(checked, (phi, args, options), called)
             x_star = attach(phi, x_star, args=args)

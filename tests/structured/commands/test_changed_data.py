@@ -74,8 +74,8 @@ def test_a_control_whose_labels_were_shuffled_is_evaluated_on_the_data_as_they_a
     command = ("compare", "-m", "cross_entropy", "--seeds", 1, "--control", "--no-plots", "-j", 1)
     ok(*command, "-d", "mine.npz", *TINY, "-e", 1, "-o", "both")
     folder = Path("both/shuffled-labels/seed0")
-    ok("evaluate", folder)
+    found = ok("evaluate", folder, "--json").stdout
     setting = json.loads((folder / "setting.json").read_text())
     del setting["fingerprints"]
     (folder / "setting.json").write_text(json.dumps(setting))
-    ok("evaluate", folder)
+    assert ok("evaluate", folder, "--json").stdout == found
